@@ -1,0 +1,62 @@
+"""The few tensor helpers that every room may use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def expand(sigma: float | Tensor, x: Float[Tensor, "b *d"]) -> Tensor:
+    """Give sigma, a number or one number a sample, the shape (b, 1, ..., 1) of the batch x."""
+    sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    return sigma.expand(x.shape[0]).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def per_sample(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
+    """Sum over everything but the batch."""
+    return x.flatten(1).sum(1)
+
+
+def base_seed(generator: torch.Generator | None) -> int:
+    """Draw one number that keys all randomness of a call; advances the generator by one draw.
+
+    Without a generator the number comes from the operating system, so that two calls differ.
+    """
+    if generator is None:
+        return torch.Generator().seed() & (2**62 - 1)
+    return int(
+        torch.randint(2**62, (), generator=generator, device=generator.device, dtype=torch.int64)
+    )
+
+
+def sample_generators(x: Float[Tensor, "b *d"], seed: int) -> Iterator[torch.Generator]:
+    """Yield one CPU generator a sample, keyed by the seed and the sample's own numbers.
+
+    Keying by content makes a sample's result independent of the batch that it came in, of its
+    place there, of chunking, of the number of workers and of the device.
+    """
+    for row in x.detach().to("cpu", torch.float32).flatten(1).contiguous().numpy():
+        digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=seed.to_bytes(8, "little"))
+        yield torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
+
+
+def normal_like(x: Float[Tensor, "b *d"], n: int, seed: int) -> Float[Tensor, "b n *d"]:
+    """Draw n standard normal tensors for each sample, keyed by the seed and the sample."""
+    draws = [
+        torch.randn(n, *x.shape[1:], generator=g, dtype=torch.float32)
+        for g in sample_generators(x, seed)
+    ]
+    return torch.stack(draws).to(x) if draws else x.new_empty(0, n, *x.shape[1:])
+
+
+def rademacher_like(x: Float[Tensor, "b *d"], n: int, seed: int) -> Float[Tensor, "b n *d"]:
+    """Draw n tensors of random signs for each sample, keyed by the seed and the sample."""
+    draws = [
+        torch.randint(2, (n, *x.shape[1:]), generator=g) * 2 - 1
+        for g in sample_generators(x, seed)
+    ]
+    return torch.stack(draws).to(x) if draws else x.new_empty(0, n, *x.shape[1:])
