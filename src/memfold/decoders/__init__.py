@@ -1,0 +1,1 @@
+"""Decoder: G(z) -> x for GANs, VAEs and flows."""

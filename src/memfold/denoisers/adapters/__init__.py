@@ -1,0 +1,1 @@
+"""From a library's objects to a Denoiser."""

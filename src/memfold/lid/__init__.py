@@ -1,0 +1,1 @@
+"""Estimators of local intrinsic dimension, one paper a file."""

@@ -1,0 +1,1 @@
+"""Linear algebra with products only: traces, spectra, Jacobians, neighbours."""

@@ -1,0 +1,1 @@
+"""Verdicts about memorization, and the evidence for them."""

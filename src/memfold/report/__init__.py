@@ -1,0 +1,1 @@
+"""Reports: plain data in, one self-contained HTML file out."""

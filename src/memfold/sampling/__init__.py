@@ -1,0 +1,1 @@
+"""Grids of noise levels and solvers as generators of steps."""
