@@ -1,0 +1,335 @@
+"""BibTeX of the methods that a result used."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from memfold.types import InputError
+
+
+@dataclass(frozen=True)
+class Citation:
+    """A publication behind a method.
+
+    Attributes:
+        key: the BibTeX key, and the name by which `cite` finds the publication.
+        text: authors, title, place and year in one line.
+        bibtex: the BibTeX entry.
+        url: where to read it.
+    """
+
+    key: str
+    text: str
+    bibtex: str
+    url: str
+
+
+def cite(*keys: str) -> tuple[Citation, ...]:
+    """Look publications up by their keys, in the order asked for, each once.
+
+    Args:
+        *keys: BibTeX keys such as "kamkari2024flipd"; `CITATIONS` lists all of them.
+
+    Returns:
+        The publications.
+
+    Raises:
+        InputError: a key is unknown; the message names the nearest known ones.
+
+    Example:
+        >>> cite("benjamini1995fdr")[0].url
+        'https://doi.org/10.1111/j.2517-6161.1995.tb02031.x'
+    """
+    for key in keys:
+        if key not in CITATIONS:
+            near = difflib.get_close_matches(key, CITATIONS, n=3, cutoff=0.4) or sorted(CITATIONS)
+            raise InputError(f"unknown citation {key!r}; did you mean {', '.join(near)}?")
+    return tuple(CITATIONS[key] for key in dict.fromkeys(keys))
+
+
+def bibliography(*keys: str) -> str:
+    """Join the BibTeX entries of some publications, or of all without keys, into one text."""
+    return "\n\n".join(c.bibtex for c in cite(*(keys or CITATIONS))) + "\n"
+
+
+def _entry(kind: str, key: str, url: str, **fields: str) -> Citation:
+    """Write one publication both as BibTeX and as a line of text."""
+    lines = [f"  {name} = {{{value}}}," for name, value in {**fields, "url": url}.items()]
+    bibtex = "\n".join([f"@{kind}{{{key},", *lines, "}"])
+    authors = [" ".join(reversed(a.split(", "))) for a in fields["author"].split(" and ")]
+    names = ", ".join(authors[:-1]) + (" and " if len(authors) > 1 else "") + authors[-1]
+    place = next(
+        fields[name]
+        for name in ("journal", "booktitle", "publisher", "howpublished", "note")
+        if name in fields
+    )
+    plain = f"{names}. {fields['title']}. {place}, {fields['year']}."
+    for latex, character in _LATEX.items():
+        plain = plain.replace(latex, character)
+    return Citation(key, plain.translate({ord("{"): None, ord("}"): None}), bibtex, url)
+
+
+_LATEX = {
+    r"{\`e}": "è",
+    r"{\'e}": "é",
+    r"{\"o}": "ö",
+    r"{\"a}": "ä",
+    r"\&": "&",
+    "--": "–",
+    "``": "“",
+    "''": "”",
+    "`": "‘",
+}
+
+_ENTRIES = (
+    # The framework, and the intrinsic dimension that a model has learned.
+    _entry(
+        "inproceedings",
+        "ross2025memorization",
+        "https://arxiv.org/abs/2411.00113",
+        author="Ross, Brendan Leigh and Kamkari, Hamidreza and Wu, Tongzi and Hosseinzadeh, Rasa "
+        "and Liu, Zhaoyan and Stein, George and Cresswell, Jesse C. and Loaiza-Ganem, Gabriel",
+        title="A Geometric Framework for Understanding Memorization in Generative Models",
+        booktitle="International Conference on Learning Representations",
+        year="2025",
+        eprint="2411.00113",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "kamkari2024flipd",
+        "https://arxiv.org/abs/2406.03537",
+        author="Kamkari, Hamidreza and Ross, Brendan Leigh and Hosseinzadeh, Rasa and "
+        "Cresswell, Jesse C. and Loaiza-Ganem, Gabriel",
+        title="A Geometric View of Data Complexity: Efficient Local Intrinsic Dimension "
+        "Estimation with Diffusion Models",
+        booktitle="Advances in Neural Information Processing Systems",
+        volume="37",
+        year="2024",
+        eprint="2406.03537",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "misc",
+        "yeats2025dsm",
+        "https://arxiv.org/abs/2510.12975",
+        author="Yeats, Eric and Jacobson, Aaron and Hannan, Darryl and Jia, Yiran and "
+        "Doster, Timothy and Kvinge, Henry and Mahan, Scott",
+        title="A Connection Between Score Matching and Local Intrinsic Dimension",
+        howpublished="arXiv preprint arXiv:2510.12975",
+        year="2025",
+        eprint="2510.12975",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "misc",
+        "osada2026lhsd",
+        "https://arxiv.org/abs/2605.01221",
+        author="Osada, Genki",
+        title="Local Hessian Spectral Filtering for Robust Intrinsic Dimension Estimation",
+        howpublished="arXiv preprint arXiv:2605.01221",
+        year="2026",
+        eprint="2605.01221",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "stanczuk2024normalbundle",
+        "https://arxiv.org/abs/2212.12611",
+        author=r"Stanczuk, Jan Pawel and Batzolis, Georgios and Deveney, Teo and "
+        r"Sch{\"o}nlieb, Carola-Bibiane",
+        title="Diffusion Models Encode the Intrinsic Dimension of Data Manifolds",
+        booktitle="International Conference on Machine Learning",
+        year="2024",
+        eprint="2212.12611",
+        archiveprefix="arXiv",
+    ),
+    # The intrinsic dimension of data.
+    _entry(
+        "article",
+        "fukunaga1971pca",
+        "https://doi.org/10.1109/T-C.1971.223208",
+        author="Fukunaga, Keinosuke and Olsen, David R.",
+        title="An Algorithm for Finding Intrinsic Dimensionality of Data",
+        journal="IEEE Transactions on Computers",
+        volume="C-20",
+        number="2",
+        pages="176--183",
+        year="1971",
+    ),
+    _entry(
+        "inproceedings",
+        "levina2004mle",
+        "https://papers.nips.cc/paper/2577-maximum-likelihood-estimation-of-intrinsic-dimension",
+        author="Levina, Elizaveta and Bickel, Peter J.",
+        title="Maximum Likelihood Estimation of Intrinsic Dimension",
+        booktitle="Advances in Neural Information Processing Systems",
+        volume="17",
+        year="2004",
+    ),
+    _entry(
+        "misc",
+        "mackay2005mle",
+        "http://www.inference.org.uk/mackay/dimension/",
+        author="MacKay, David J. C. and Ghahramani, Zoubin",
+        title="Comments on `Maximum Likelihood Estimation of Intrinsic Dimension' by E. Levina "
+        "and P. Bickel (2004)",
+        note="Online note",
+        year="2005",
+    ),
+    _entry(
+        "article",
+        "facco2017twonn",
+        "https://doi.org/10.1038/s41598-017-11873-y",
+        author="Facco, Elena and d'Errico, Maria and Rodriguez, Alex and Laio, Alessandro",
+        title="Estimating the Intrinsic Dimension of Datasets by a Minimal Neighborhood "
+        "Information",
+        journal="Scientific Reports",
+        volume="7",
+        pages="12140",
+        year="2017",
+    ),
+    # Memorization: copies of training images.
+    _entry(
+        "inproceedings",
+        "carlini2023extracting",
+        "https://arxiv.org/abs/2301.13188",
+        author=r"Carlini, Nicholas and Hayes, Jamie and Nasr, Milad and Jagielski, Matthew and "
+        r"Sehwag, Vikash and Tram{\`e}r, Florian and Balle, Borja and Ippolito, Daphne and "
+        r"Wallace, Eric",
+        title="Extracting Training Data from Diffusion Models",
+        booktitle="USENIX Security Symposium",
+        year="2023",
+        eprint="2301.13188",
+        archiveprefix="arXiv",
+    ),
+    # Traces and spectra.
+    _entry(
+        "article",
+        "hutchinson1989trace",
+        "https://doi.org/10.1080/03610918908812806",
+        author="Hutchinson, M. F.",
+        title="A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian "
+        "Smoothing Splines",
+        journal="Communications in Statistics - Simulation and Computation",
+        volume="18",
+        number="3",
+        pages="1059--1076",
+        year="1989",
+    ),
+    _entry(
+        "inproceedings",
+        "meyer2021hutchpp",
+        "https://doi.org/10.1137/1.9781611976496.16",
+        author="Meyer, Raphael A. and Musco, Cameron and Musco, Christopher and Woodruff, David P.",
+        title="Hutch++: Optimal Stochastic Trace Estimation",
+        booktitle="Symposium on Simplicity in Algorithms",
+        pages="142--155",
+        year="2021",
+        eprint="2010.09649",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "article",
+        "epperly2024xtrace",
+        "https://doi.org/10.1137/23M1548323",
+        author="Epperly, Ethan N. and Tropp, Joel A. and Webber, Robert J.",
+        title="XTrace: Making the Most of Every Sample in Stochastic Trace Estimation",
+        journal="SIAM Journal on Matrix Analysis and Applications",
+        volume="45",
+        number="1",
+        pages="1--23",
+        year="2024",
+        eprint="2301.07825",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "article",
+        "ubaru2017slq",
+        "https://doi.org/10.1137/16M1104974",
+        author="Ubaru, Shashanka and Chen, Jie and Saad, Yousef",
+        title="Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
+        journal="SIAM Journal on Matrix Analysis and Applications",
+        volume="38",
+        number="4",
+        pages="1075--1099",
+        year="2017",
+    ),
+    # From numbers to verdicts.
+    _entry(
+        "book",
+        "vovk2005conformal",
+        "https://doi.org/10.1007/b106715",
+        author="Vovk, Vladimir and Gammerman, Alexander and Shafer, Glenn",
+        title="Algorithmic Learning in a Random World",
+        publisher="Springer",
+        year="2005",
+    ),
+    _entry(
+        "article",
+        "bates2023conformal",
+        "https://doi.org/10.1214/22-AOS2244",
+        author=r"Bates, Stephen and Cand{\`e}s, Emmanuel and Lei, Lihua and Romano, Yaniv and "
+        r"Sesia, Matteo",
+        title="Testing for Outliers with Conformal p-Values",
+        journal="The Annals of Statistics",
+        volume="51",
+        number="1",
+        pages="149--178",
+        year="2023",
+        eprint="2104.08279",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "article",
+        "benjamini1995fdr",
+        "https://doi.org/10.1111/j.2517-6161.1995.tb02031.x",
+        author="Benjamini, Yoav and Hochberg, Yosef",
+        title="Controlling the False Discovery Rate: A Practical and Powerful Approach to "
+        "Multiple Testing",
+        journal="Journal of the Royal Statistical Society, Series B",
+        volume="57",
+        number="1",
+        pages="289--300",
+        year="1995",
+    ),
+    _entry(
+        "inproceedings",
+        "satopaa2011kneedle",
+        "https://doi.org/10.1109/ICDCSW.2011.20",
+        author=r"Satop{\"a}{\"a}, Ville and Albrecht, Jeannie and Irwin, David and "
+        r"Raghavan, Barath",
+        title="Finding a ``Kneedle'' in a Haystack: Detecting Knee Points in System Behavior",
+        booktitle="International Conference on Distributed Computing Systems Workshops",
+        pages="166--171",
+        year="2011",
+    ),
+    # The models that are audited.
+    _entry(
+        "inproceedings",
+        "ho2020ddpm",
+        "https://arxiv.org/abs/2006.11239",
+        author="Ho, Jonathan and Jain, Ajay and Abbeel, Pieter",
+        title="Denoising Diffusion Probabilistic Models",
+        booktitle="Advances in Neural Information Processing Systems",
+        volume="33",
+        year="2020",
+        eprint="2006.11239",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "karras2022edm",
+        "https://arxiv.org/abs/2206.00364",
+        author="Karras, Tero and Aittala, Miika and Aila, Timo and Laine, Samuli",
+        title="Elucidating the Design Space of Diffusion-Based Generative Models",
+        booktitle="Advances in Neural Information Processing Systems",
+        volume="35",
+        year="2022",
+        eprint="2206.00364",
+        archiveprefix="arXiv",
+    ),
+)
+
+CITATIONS: dict[str, Citation] = {entry.key: entry for entry in _ENTRIES}
