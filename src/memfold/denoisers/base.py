@@ -1,0 +1,174 @@
+"""The one noun: D(x, sigma, cond) = E[x0 | x0 + sigma n = x] in variance-exploding coordinates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from memfold.tensors import expand
+from memfold.types import InputError
+
+_SLACK = 1e-5  # relative room at the ends of the sigma range, for rounding
+
+
+class Denoiser(ABC):
+    """Posterior mean of the clean point, given the point under noise of standard deviation sigma.
+
+    A subclass writes `denoise`; callers call the object. Behaviour is changed by wrapping one
+    Denoiser in another, never by overriding.
+
+    Attributes:
+        shape: shape of one point, without the batch; None where any shape will do.
+        sigma_min: smallest sigma that the model knows.
+        sigma_max: largest sigma that the model knows.
+        device: where the model computes.
+        dtype: what it computes in.
+        space: "pixels", "latent" or "points": what x is made of.
+    """
+
+    shape: tuple[int, ...] | None = None
+    sigma_min: float = 0.0
+    sigma_max: float = float("inf")
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    space: str = "points"
+
+    @abstractmethod
+    def denoise(
+        self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, "b *ones"], cond: Any
+    ) -> Float[Tensor, "b *d"]:
+        """Return D(x, sigma, cond); sigma has the shape (b, 1, ..., 1) and lies in the range."""
+
+    def __call__(
+        self, x: Float[Tensor, "b *d"], sigma: float | Tensor, cond: Any = None
+    ) -> Float[Tensor, "b *d"]:
+        """Denoise x.
+
+        Args:
+            x: noisy points in VE coordinates, x = x0 + sigma n, shape (b, *d).
+            sigma: noise standard deviation, one number or one a sample, shape (b,).
+            cond: whatever the model is conditioned on; opaque to everything but its adapter.
+
+        Returns:
+            The posterior mean, shape (b, *d).
+
+        Raises:
+            InputError: the shape is not the model's, or sigma lies outside its range.
+        """
+        self.check(x, sigma)
+        return self.denoise(x, expand(sigma, x), cond)
+
+    def check(self, x: Tensor, sigma: float | Tensor) -> None:
+        """Refuse a wrong shape or a sigma outside the range; nothing is clamped."""
+        if self.shape is not None and tuple(x.shape[1:]) != self.shape:
+            msg = f"x has shape {tuple(x.shape)}, but the model takes (batch, {_list(self.shape)})"
+            raise InputError(msg)
+        values = torch.as_tensor(sigma)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= self.sigma_min * (1 - _SLACK) and high <= self.sigma_max * (1 + _SLACK)):
+            msg = (
+                f"sigma = {low if not low >= self.sigma_min else high:.6g} lies outside the "
+                f"model's range; choose one from {self.sigma_min:.4g} to {self.sigma_max:.4g}"
+            )
+            raise InputError(msg)
+        if not low > 0:
+            raise InputError(f"sigma = {low:.6g} is not a noise level; choose a number above 0")
+
+    def encode(self, images: Float[Tensor, "b c h w"]) -> Tensor:
+        """Map images with values in [0, 1] to points x of the model."""
+        return images.to(self.device, self.dtype) * 2 - 1
+
+    def decode(self, x: Tensor) -> Float[Tensor, "b c h w"]:
+        """Map points x of the model to images; values may leave [0, 1], nothing is clipped."""
+        return (x + 1) / 2
+
+
+class FunctionDenoiser(Denoiser):
+    """A plain callable `(x, sigma) -> denoised`, or `(x, sigma, cond)`, as a Denoiser.
+
+    The callable receives sigma with the shape (b, 1, ..., 1), so that it broadcasts against x.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        *,
+        shape: tuple[int, ...] | None = None,
+        sigma_range: tuple[float, float] = (0.0, float("inf")),
+    ) -> None:
+        self.function = function
+        self.shape = shape
+        self.sigma_min, self.sigma_max = sigma_range
+
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """Call the function; the condition is passed on where there is one."""
+        out = self.function(x, sigma) if cond is None else self.function(x, sigma, cond)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            msg = f"the callable returned {got} for points of shape {tuple(x.shape)}; "
+            raise InputError(msg + "return the denoised points, a tensor of the same shape")
+        return out
+
+
+class Wrapper(Denoiser):
+    """A Denoiser around another one: same shape, range, device and images."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        self.inner = inner
+        self.shape, self.space = inner.shape, inner.space
+        self.sigma_min, self.sigma_max = inner.sigma_min, inner.sigma_max
+        self.device, self.dtype = inner.device, inner.dtype
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Map images with values in [0, 1] to points x of the model."""
+        return self.inner.encode(images)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Map points x of the model to images."""
+        return self.inner.decode(x)
+
+
+class Conditioned(Wrapper):
+    """A Denoiser whose condition is fixed: D(x, sigma) := inner(x, sigma, cond)."""
+
+    def __init__(self, inner: Denoiser, cond: Any) -> None:
+        super().__init__(inner)
+        self.cond = cond
+
+    def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        """Denoise with the fixed condition, unless the caller gives another one."""
+        return self.inner.denoise(x, sigma, self.cond if cond is None else cond)
+
+
+def as_denoiser(model: Denoiser | Callable[..., Tensor]) -> Denoiser:
+    """Return a Denoiser as it is and a plain callable wrapped as one."""
+    if isinstance(model, Denoiser):
+        return model
+    if callable(model):
+        return FunctionDenoiser(model)
+    msg = f"{type(model).__name__} is no denoiser; pass a memfold Denoiser or (x, sigma) -> D"
+    raise InputError(msg)
+
+
+def select(cond: Any, index: Tensor, batch: int) -> Any:
+    """Pick the conditions of the samples in `index` out of a batch.
+
+    A tensor anywhere in `cond` whose first axis has the length of the batch holds one condition a
+    sample; anything else is shared by all samples.
+    """
+
+    def pick(leaf: Any) -> Any:
+        own = isinstance(leaf, Tensor) and leaf.ndim > 0 and leaf.shape[0] == batch
+        return leaf[index.to(leaf.device)] if own else leaf
+
+    return tree_map(pick, cond)
+
+
+def _list(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))

@@ -1,0 +1,284 @@
+"""Traces of operators that are known by their products alone, each with its standard error.
+
+Four estimators behind one call. Probes are random signs (Rademacher), keyed by the sample, so that
+a sample's trace does not depend on the batch it came in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from memfold.tensors import rademacher_like
+from memfold.types import InputError
+
+Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, *d)
+
+METHODS = ("auto", "exact", "hutchinson", "hutch++", "xnystrace")
+_FIRST = 4  # probes of the first block, from which `auto` decides
+_SMALL = 32  # dimensions up to which `auto` is exact
+_SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
+_NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A trace for each operator of a batch.
+
+    Attributes:
+        value: the estimate, shape (b,).
+        stderr: its standard error over probes, shape (b,); 0 where it is exact.
+        products: how many products each one took, shape (b,).
+        low_rank: whether the low-rank route was taken, shape (b,).
+    """
+
+    value: Float[Tensor, " b"]
+    stderr: Float[Tensor, " b"]
+    products: Int[Tensor, " b"]
+    low_rank: Bool[Tensor, " b"]
+
+
+def trace(
+    product: Product,
+    x: Float[Tensor, "b *d"],
+    *,
+    method: str = "auto",
+    n_probes: int = 4,
+    max_probes: int = 128,
+    tol: float = 0.5,
+    seed: int,
+) -> Trace:
+    """Estimate the trace of one operator for each point of a batch.
+
+    `auto` draws a few probes and looks whether the operator is symmetric and positive
+    semi-definite. Where it is, XNysTrace doubles its probes until its standard error is below
+    `tol`; where it is not, Hutchinson's estimator takes `n_probes`.
+
+    Args:
+        product: `(v, rows) -> A v` for the operators numbered `rows`; v has shape (r, *d). The
+            transpose A^T v serves as well.
+        x: the points, which give shape, dtype and the key of the probes, shape (b, *d).
+        method: "auto", "exact", "hutchinson", "hutch++" or "xnystrace".
+        n_probes: products a sample, where the method does not choose.
+        max_probes: the most that `auto` takes.
+        tol: standard error at which `auto` stops.
+        seed: keys the probes.
+
+    Returns:
+        Values, standard errors and the number of products, each of shape (b,).
+
+    Raises:
+        InputError: an unknown method, or too few probes for a standard error.
+    """
+    if method not in METHODS:
+        raise InputError(f"trace method {method!r} is unknown; choose from {', '.join(METHODS)}")
+    least = {"hutch++": 6, "hutchinson": 2, "xnystrace": 3}.get(method, 1)
+    if n_probes < least:
+        raise InputError(f"n_probes = {n_probes} gives {method} no standard error; take {least}")
+    if method == "auto":
+        return _auto(product, x, n_probes, max_probes, tol, seed)
+    rows = torch.arange(len(x), device=x.device)
+    d = x[0].numel()
+    if method == "exact" or (method == "xnystrace" and n_probes >= d):
+        value, spent = _exact(product, x, rows), d
+        stderr = torch.zeros_like(value)
+    else:
+        probes = rademacher_like(x, n_probes, seed).flatten(2)
+        if method == "hutch++":
+            value, stderr = hutch_pp(product, probes, x, rows)
+        else:
+            products = _products(product, probes, x, rows)
+            estimator = hutchinson if method == "hutchinson" else xnystrace
+            value, stderr = estimator(probes, products)
+        spent = n_probes
+    low = torch.full(rows.shape, method == "xnystrace", device=x.device)
+    return Trace(value, stderr, torch.full_like(rows, spent), low)
+
+
+def hutchinson(
+    probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Average w^T A w (Hutchinson 1989).
+
+    With random signs the diagonal of A adds no variance: Var = |A + A^T|_F^2 / 2 off the diagonal.
+
+    Args:
+        probes: random signs w, shape (b, k, d).
+        products: A w, or A^T w, shape (b, k, d).
+
+    Returns:
+        Value and standard error, each of shape (b,).
+    """
+    each = (probes * products).sum(2)
+    return each.mean(1), each.std(1) / each.shape[1] ** 0.5
+
+
+def xnystrace(
+    probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"]
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Estimate the trace of a positive semi-definite A (Epperly, Tropp and Webber 2024, sec. 2.3).
+
+    For each probe i, the Nystroem approximation of all others, A_(i) = Y H^-1 Y^T without i, has
+    its trace corrected by w_i^T (A - A_(i)) w_i; the mean over i is exact as soon as the probes
+    outnumber the rank. With Z = H^-1 Y and g = diag(H^-1), each is
+    tr(Z^T Y) - |Z_i|^2 / g_i + 1 / g_i. A shift of rounding size keeps H invertible.
+
+    These share their probes, so that their spread understates the error of the mean (up to three
+    times near the rank). The standard error is the jackknife instead, over leaving one probe out
+    of the whole estimator: conservative by the inequality of Efron and Stein (1981).
+
+    Args:
+        probes: random signs w, as rows, shape (b, k, d).
+        products: A w, shape (b, k, d).
+
+    Returns:
+        Value and standard error, each of shape (b,).
+    """
+    w, y = probes.double(), products.double()
+    d, eps = w.shape[2], torch.finfo(products.dtype).eps
+    shift = eps * y.flatten(1).norm(dim=1) / w.shape[1] ** 0.5 + torch.finfo(y.dtype).tiny
+    for _ in range(8):
+        shifted = y + shift[:, None, None] * w
+        gram = w @ shifted.mT
+        factor, failed = torch.linalg.cholesky_ex((gram + gram.mT) / 2)
+        if not failed.any():
+            break
+        shift = torch.where(failed > 0, shift * 100, shift)
+    else:
+        factor = torch.full_like(gram, torch.nan)
+    inverse = torch.cholesky_inverse(factor)
+    z, g = inverse @ shifted, inverse.diagonal(dim1=1, dim2=2)
+    whole = (z * shifted).sum((1, 2)) - shift * d
+    q = z @ z.mT
+    value = whole + ((1 - q.diagonal(dim1=1, dim2=2)) / g).mean(1)
+    return value.to(products), _jackknife(whole, inverse, q).to(products)
+
+
+def _jackknife(
+    whole: Float[Tensor, " b"], p: Float[Tensor, "b k k"], q: Float[Tensor, "b k k"]
+) -> Float[Tensor, " b"]:
+    """Jackknife standard error of XNysTrace, from P = H^-1 and Q = P Y Y^T P alone.
+
+    Without probe i, P becomes P - P_i P_i^T / P_ii; diag P, diag Q and the trace follow.
+    """
+    k = p.shape[1]
+    pd, qd = p.diagonal(dim1=1, dim2=2), q.diagonal(dim1=1, dim2=2)
+    ratio = p / pd[:, :, None]
+    g = pd[:, None, :] - ratio * p
+    n = qd[:, None, :] - 2 * ratio * q + ratio**2 * qd[:, :, None]
+    off = ~torch.eye(k, dtype=torch.bool, device=p.device)
+    each = torch.where(off, (1 - n) / torch.where(off, g, 1), 0).sum(2) / (k - 1)
+    without = whole[:, None] - qd / pd + each
+    return (without.var(1, correction=0) * (k - 1)).sqrt()
+
+
+def hutch_pp(
+    product: Product, probes: Float[Tensor, "b k d"], x: Float[Tensor, "b *d"], rows: Tensor
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Project the range out, then average over what is left (Meyer et al. 2021, Algorithm 1).
+
+    A third of the products finds Q, a third gives tr(Q^T A Q) exactly, a third is Hutchinson's
+    estimator on the complement.
+
+    Args:
+        product: as in `trace`.
+        probes: random signs, shape (b, k, d).
+        x: the points.
+        rows: their numbers, shape (b,).
+
+    Returns:
+        Value and standard error, each of shape (b,).
+    """
+    third = probes.shape[1] // 3
+    sketch = _products(product, probes[:, :third], x, rows)
+    q = torch.linalg.qr(sketch.mT).Q.mT
+    inside = (q * _products(product, q, x, rows)).sum((1, 2))
+    rest = probes[:, third : probes.shape[1] - third]
+    g = rest - (rest @ q.mT) @ q
+    outside, stderr = hutchinson(g, _products(product, g, x, rows))
+    return inside + outside, stderr
+
+
+def diagnose(
+    product: Product,
+    probes: Float[Tensor, "b k d"],
+    products: Float[Tensor, "b k d"],
+    x: Float[Tensor, "b *d"],
+    rows: Tensor,
+) -> Bool[Tensor, " b"]:
+    """Look whether A is symmetric and positive semi-definite, from k products and k more.
+
+    For random signs E (w_i^T A w_j)^2 = |A|_F^2 off the diagonal, so that the antisymmetric part of
+    the k x k matrix W A W^T, against the symmetric one, estimates that of A. Where A passes, the
+    smallest Ritz value on the span of the products is compared with the largest.
+
+    Args:
+        product: as in `trace`.
+        probes: random signs, shape (b, k, d).
+        products: A w, shape (b, k, d).
+        x: the points.
+        rows: their numbers, shape (b,).
+
+    Returns:
+        True where the low-rank route is open, shape (b,).
+    """
+    m = (probes @ products.mT).double()
+    off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
+    anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
+    passed = anti <= _SYMMETRIC * sym
+    if passed.any():
+        some = passed.nonzero()[:, 0]
+        q = torch.linalg.qr(products[some].mT).Q.mT
+        ritz = q @ _products(product, q, x[some], rows[some]).mT
+        values = torch.linalg.eigvalsh((ritz + ritz.mT).double() / 2)
+        passed[some] = values[:, 0] >= -_NEGATIVE * values[:, -1].abs()
+    return passed
+
+
+def _auto(
+    product: Product, x: Tensor, n_probes: int, max_probes: int, tol: float, seed: int
+) -> Trace:
+    rows, d = torch.arange(len(x), device=x.device), x[0].numel()
+    count = max(n_probes, _FIRST)
+    if d <= _SMALL:
+        return trace(product, x, method="exact", seed=seed)
+    probes = rademacher_like(x, count, seed).flatten(2)
+    products = _products(product, probes, x, rows)
+    low = diagnose(product, probes[:, :_FIRST], products[:, :_FIRST], x, rows)
+    value, stderr = hutchinson(probes, products)
+    spent = torch.full_like(rows, count)
+    active, limit = low.nonzero()[:, 0], min(max_probes, d)
+    probes, products = probes[active], products[active]
+    while len(active):
+        count = products.shape[1]
+        value[active], stderr[active] = xnystrace(probes, products)
+        spent[active] = count
+        on = ~(stderr[active] <= tol)
+        if count >= limit or not on.any():
+            break
+        active, probes, products = active[on], probes[on], products[on]
+        seed += 1
+        more = rademacher_like(x[active], min(count, limit - count), seed).flatten(2)
+        probes = torch.cat([probes, more], 1)
+        products = torch.cat([products, _products(product, more, x[active], rows[active])], 1)
+    return Trace(value, stderr, spent + _FIRST * low, low)
+
+
+def _products(product: Product, probes: Tensor, x: Tensor, rows: Tensor) -> Tensor:
+    """Apply the operators to k probes each, one probe of every sample at a time."""
+    shape = (len(rows), *x.shape[1:])
+    each = [product(w.reshape(shape), rows).flatten(1) for w in probes.unbind(1)]
+    return torch.stack(each, 1)
+
+
+def _exact(product: Product, x: Tensor, rows: Tensor) -> Tensor:
+    total = torch.zeros(len(rows), dtype=x.dtype, device=x.device)
+    for i in range(x[0].numel()):
+        e = torch.zeros_like(x).flatten(1)
+        e[:, i] = 1
+        total += product(e.reshape(x.shape), rows).flatten(1)[:, i]
+    return total
