@@ -78,7 +78,9 @@ def flipd(
         errors.append(result.stderr)
         low_rank.append(result.low_rank)
     name = _name(at, trace, torch.cat(low_rank), torch.cat(errors), denoiser.space)
-    return mean_over_noises(torch.cat(values), len(x), sigma, name, torch.cat(errors))
+    within = torch.cat(errors)
+    name = _name(at, trace, torch.cat(low_rank), within, denoiser.space)
+    return mean_over_noises(torch.cat(values), len(x), sigma, name, within)
 
 
 def _row_traces(jacobian: Jacobian, rows: Rows, options: dict[str, Any]) -> Trace:
