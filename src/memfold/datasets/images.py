@@ -11,6 +11,7 @@ import io
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,7 +64,7 @@ class Images:
         if len(self.ids) != len(view):
             raise InputError(f"{self.source}: {len(self.ids)} ids for {len(view)} images")
         if len(set(self.ids)) != len(self.ids):
-            twice = next(name for name in self.ids if self.ids.count(name) > 1)
+            twice = Counter(self.ids).most_common(1)[0][0]
             raise InputError(f"{self.source}: the id {twice!r} occurs twice; ids must be unique")
 
     def __len__(self) -> int:
