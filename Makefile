@@ -38,7 +38,7 @@ lint: $(VENV)/.dev ## ruff and mypy
 	done; exit $$status
 
 docs: $(VENV)/.docs ## the documentation, into site/; a broken link is an error
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean: ## remove what was made, .venv included
 	rm -rf $(VENV) $(DEMO_OUT) site dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
