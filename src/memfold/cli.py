@@ -160,7 +160,8 @@ def lid(
     Low LID: the model has few directions left to vary the image. It is a measurement, no verdict:
     simple images have low LID too. For verdicts run `memfold audit`.
     """
-    from memfold.audit.survey import draw_curves, model_lid, save
+    from memfold.audit.survey import model_lid, save, write_figure
+    from memfold.report.figures import Line, curves
 
     found = model_lid(
         model, images, sigma=sigma, estimator=estimator, noises=noises, limit=limit, seed=seed,
@@ -169,8 +170,14 @@ def lid(
     )  # fmt: skip
     if out is not None:
         save(found.table, out)
-    if figure is not None:
-        draw_curves(found, figure)
+    if figure is not None and found.curve is not None:
+        lines = [
+            Line(name, "none", lid.tolist(), stderr.tolist())
+            for name, lid, stderr in zip(
+                found.table["id"], found.curve.lid, found.curve.stderr, strict=True
+            )
+        ]
+        write_figure(curves(found.curve.sigmas.tolist(), lines, None, sigma=found.sigma), figure)
     _print_table(found.table, found.title, json_)
 
 

@@ -8,6 +8,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from memfold.lid.empirical import EmpiricalLID
+from memfold.lid.lpca import LPCA
+from memfold.lid.mle import MLE
+from memfold.lid.twonn import TwoNN
+from memfold.types import InputError
+
 from .plan import Plan
 
 
@@ -30,7 +36,11 @@ def data_side(
     Returns:
         LID and standard error, each of shape (m,).
     """
-    estimator = _estimator(plan, sigma)
+    estimator = (
+        EmpiricalLID(sigma=sigma, n_neighbors=plan.neighbors)
+        if plan.data_estimator == "empirical"
+        else neighbor_estimator(plan.data_estimator, plan.neighbors)
+    )
     inside = row >= 0
     lid, stderr = np.empty(len(flat)), np.empty(len(flat))
     with warnings.catch_warnings():
@@ -45,13 +55,20 @@ def data_side(
     return lid, stderr
 
 
-def _estimator(plan: Plan, sigma: float):  # type: ignore[no-untyped-def]
-    from memfold.lid.empirical import EmpiricalLID
-    from memfold.lid.lpca import LPCA
-    from memfold.lid.mle import MLE
-    from memfold.lid.twonn import TwoNN
+def neighbor_estimator(name: str, n_neighbors: int) -> LPCA | MLE | TwoNN:
+    """Make a data-side estimator that needs no scale.
 
-    if plan.data_estimator == "empirical":
-        return EmpiricalLID(sigma=sigma, n_neighbors=plan.neighbors)
-    kind = {"mle": MLE, "lpca": LPCA, "twonn": TwoNN}[plan.data_estimator]
-    return kind(n_neighbors=plan.neighbors)
+    Args:
+        name: "mle", "lpca" or "twonn".
+        n_neighbors: images around each.
+
+    Returns:
+        The estimator, not yet fitted.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    kinds: dict[str, type[LPCA | MLE | TwoNN]] = {"mle": MLE, "lpca": LPCA, "twonn": TwoNN}
+    if name not in kinds:
+        raise InputError(f"estimator {name!r} is unknown; choose from {', '.join(kinds)}")
+    return kinds[name](n_neighbors=n_neighbors)
