@@ -39,7 +39,8 @@ def sample_generators(x: Float[Tensor, "b *d"], seed: int) -> Iterator[torch.Gen
     Keying by content makes a sample's result independent of the batch that it came in, of its
     place there, of chunking, of the number of workers and of the device.
     """
-    for row in x.detach().to("cpu", torch.float32).flatten(1).contiguous().numpy():
+    rows = x.detach().to("cpu", torch.float32).flatten(1) + 0.0  # -0.0 + 0.0 = 0.0: one key
+    for row in rows.contiguous().numpy():
         digest = hashlib.blake2b(row.tobytes(), digest_size=8, key=seed.to_bytes(8, "little"))
         yield torch.Generator().manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
@@ -56,7 +57,6 @@ def normal_like(x: Float[Tensor, "b *d"], n: int, seed: int) -> Float[Tensor, "b
 def rademacher_like(x: Float[Tensor, "b *d"], n: int, seed: int) -> Float[Tensor, "b n *d"]:
     """Draw n tensors of random signs for each sample, keyed by the seed and the sample."""
     draws = [
-        torch.randint(2, (n, *x.shape[1:]), generator=g) * 2 - 1
-        for g in sample_generators(x, seed)
+        torch.randint(2, (n, *x.shape[1:]), generator=g) * 2 - 1 for g in sample_generators(x, seed)
     ]
     return torch.stack(draws).to(x) if draws else x.new_empty(0, n, *x.shape[1:])

@@ -28,8 +28,10 @@ class Denoiser(ABC):
         sigma_min: smallest sigma that the model knows.
         sigma_max: largest sigma that the model knows.
         device: where the model computes.
-        dtype: what it computes in.
+        dtype: what it computes in; points are float32 or wider whatever it is.
         space: "pixels", "latent" or "points": what x is made of.
+        n_classes: how many classes it is conditioned on; None where it takes none.
+        null_class: the label that stands for no class; None where there is none.
     """
 
     shape: tuple[int, ...] | None = None
@@ -38,6 +40,8 @@ class Denoiser(ABC):
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     space: str = "points"
+    n_classes: int | None = None
+    null_class: int | None = None
 
     @abstractmethod
     def denoise(
@@ -69,20 +73,25 @@ class Denoiser(ABC):
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             msg = f"x has shape {tuple(x.shape)}, but the model takes (batch, {_list(self.shape)})"
             raise InputError(msg)
-        values = torch.as_tensor(sigma)
-        low, high = float(values.min()), float(values.max())
-        if not (low >= self.sigma_min * (1 - _SLACK) and high <= self.sigma_max * (1 + _SLACK)):
-            msg = (
-                f"sigma = {low if not low >= self.sigma_min else high:.6g} lies outside the "
-                f"model's range; choose one from {self.sigma_min:.4g} to {self.sigma_max:.4g}"
-            )
-            raise InputError(msg)
-        if not low > 0:
-            raise InputError(f"sigma = {low:.6g} is not a noise level; choose a number above 0")
+        values = torch.as_tensor(sigma).detach()
+        if values.ndim > 1 or values.numel() not in {1, len(x)}:
+            msg = f"sigma has shape {tuple(values.shape)}; pass one number, or one for each of the "
+            raise InputError(msg + f"{len(x)} points, shape ({len(x)},)")
+        for value in (float(values.min()), float(values.max())):
+            if not self.sigma_min * (1 - _SLACK) <= value <= self.sigma_max * (1 + _SLACK):
+                msg = f"sigma = {value:.6g} lies outside the model's range; choose one from "
+                raise InputError(msg + f"{self.sigma_min:.4g} to {self.sigma_max:.4g}")
+            if not 0 < value < float("inf"):
+                raise InputError(f"sigma = {value:.6g} is no noise level; choose a number above 0")
+
+    @property
+    def point_dtype(self) -> torch.dtype:
+        """What points are held in: half precision would round small noises away."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Tensor:
-        """Map images with values in [0, 1] to points x of the model."""
-        return images.to(self.device, self.dtype) * 2 - 1
+        """Map images with values in [0, 1] to points x of the model, in float32 or wider."""
+        return images.to(self.device, self.point_dtype) * 2 - 1
 
     def decode(self, x: Tensor) -> Float[Tensor, "b c h w"]:
         """Map points x of the model to images; values may leave [0, 1], nothing is clipped."""
@@ -124,6 +133,7 @@ class Wrapper(Denoiser):
         self.shape, self.space = inner.shape, inner.space
         self.sigma_min, self.sigma_max = inner.sigma_min, inner.sigma_max
         self.device, self.dtype = inner.device, inner.dtype
+        self.n_classes, self.null_class = inner.n_classes, inner.null_class
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images with values in [0, 1] to points x of the model."""

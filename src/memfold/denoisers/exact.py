@@ -32,9 +32,9 @@ class GaussianDenoiser(Denoiser):
         basis: Float[Tensor, "d k"] | None = None,
     ) -> None:
         self.mixture = MixtureDenoiser(
-            [mean], [variances], [torch.eye(len(mean), len(variances)).to(mean)]
-            if basis is None
-            else [basis],
+            [mean],
+            [variances],
+            [torch.eye(len(mean), len(variances)).to(mean)] if basis is None else [basis],
         )
         self.shape, self.dtype, self.device = (len(mean),), mean.dtype, mean.device
 
@@ -80,7 +80,7 @@ class MixtureDenoiser(Denoiser):
             z = y @ basis
             total = l + sigma**2
             outs.append(mean + (z * (l / total)) @ basis.mT)
-            off = (y**2).sum(1) - (z**2).sum(1)
+            off = ((y - z @ basis.mT) ** 2).sum(1)  # |y|^2 - |z|^2 would cancel near the subspace
             d, k, s = x.shape[1], len(l), sigma[:, 0]
             quad = (z**2 / total).sum(1) + off / s**2
             logs.append(log_w - (quad + total.log().sum(1) + (d - k) * 2 * s.log()) / 2)

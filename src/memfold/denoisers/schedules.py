@@ -96,8 +96,8 @@ def flow_schedule(flow_sigmas: Tensor, times: Tensor) -> Schedule:
 def ve_schedule(sigma_min: float, sigma_max: float) -> Schedule:
     """Make the schedule of a model that is given sigma itself (score SDE, VE)."""
     ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64)
-    grid = torch.logspace(*ends.log10().tolist(), 2048, dtype=torch.float64)
-    grid[0], grid[-1] = ends
+    grid = torch.linspace(0, 1, 2048, dtype=torch.float64)
+    grid = ends[0] ** (1 - grid) * ends[1] ** grid
     return Schedule(grid, grid)
 
 

@@ -66,10 +66,12 @@ def flipd(
         raise InputError(f"n_noises = {n_noises} gives no standard error; take 2 or more")
     denoiser = as_denoiser(denoiser)
     check_points(denoiser, x, sigma)
-    seed, n = base_seed(generator), n_noises if at == "noised" else 0
-    size = rows_that_fit(denoiser, x, sigma, cond, memory_budget)
+    x, seed, n = x.detach(), base_seed(generator), n_noises if at == "noised" else 0
+    vectors = 0 if trace == "exact" else max_probes if trace == "auto" else n_probes
+    size = rows_that_fit(denoiser, x, sigma, cond, memory_budget, vectors)
     values, errors, low_rank = [], [], []
-    options = dict(method=trace, n_probes=n_probes, max_probes=max_probes, tol=tol, seed=seed + 1)
+    options: dict[str, Any] = {"method": trace, "n_probes": n_probes, "max_probes": max_probes}
+    options |= {"tol": tol, "seed": seed + 1}
     for rows in noised(denoiser, x, sigma, cond, n_noises=n, seed=seed, batch_size=size):
         jacobian = Jacobian(rows.f, rows.x, sigma)
         result = _row_traces(jacobian, rows, options)
@@ -77,7 +79,6 @@ def flipd(
         values.append(result.value + shift)
         errors.append(result.stderr)
         low_rank.append(result.low_rank)
-    name = _name(at, trace, torch.cat(low_rank), torch.cat(errors), denoiser.space)
     within = torch.cat(errors)
     name = _name(at, trace, torch.cat(low_rank), within, denoiser.space)
     return mean_over_noises(torch.cat(values), len(x), sigma, name, within)

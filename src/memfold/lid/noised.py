@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ def check_points(denoiser: Denoiser, x: Tensor, sigma: float) -> None:
     Raises:
         InputError: with the value and the remedy.
     """
-    if not isinstance(sigma, int | float):
+    if not isinstance(sigma, Real):
         raise InputError(f"sigma must be one number, not {type(sigma).__name__}; loop over sigmas")
     if x.ndim < 2 or len(x) == 0:
         raise InputError(f"x has shape {tuple(x.shape)}; pass a batch of points, (b, *d), b >= 1")
@@ -55,6 +56,8 @@ def check_points(denoiser: Denoiser, x: Tensor, sigma: float) -> None:
     bad = ~x.flatten(1).isfinite().all(1)
     if bad.any():
         raise InputError(f"x[{int(bad.nonzero()[0])}] holds NaN or infinity; remove that point")
+    if x.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"x has dtype {x.dtype}, which rounds small noises away; pass x.float()")
     denoiser.check(x[:1], sigma)
 
 
@@ -101,7 +104,7 @@ def noised(
 
 
 def rows_that_fit(
-    denoiser: Denoiser, x: Tensor, sigma: float, cond: Any, memory_budget: int
+    denoiser: Denoiser, x: Tensor, sigma: float, cond: Any, memory_budget: int, vectors: int = 0
 ) -> int:
     """Count the rows whose retained graphs fit into the budget, by measuring one.
 
@@ -111,12 +114,14 @@ def rows_that_fit(
         sigma: noise standard deviation.
         cond: condition.
         memory_budget: bytes.
+        vectors: probes that a row keeps, with their products and double-precision copies.
 
     Returns:
         Rows a chunk, at least 1.
     """
     own = select(cond, torch.zeros(1, dtype=torch.long), len(x))
     bytes_per_row = graph_bytes(lambda y: denoiser(y, sigma, own), x[:1])
+    bytes_per_row += 48 * min(vectors, x[0].numel()) * x[0].numel()
     return max(1, memory_budget // max(bytes_per_row, 1))
 
 
@@ -134,8 +139,17 @@ def mean_over_noises(
 
     Returns:
         The estimate.
+
+    Raises:
+        InputError: the model gave NaN or infinity at a sample.
     """
     table = each.reshape(b, -1)
+    bad = ~table.isfinite().all(1)
+    if bad.any():
+        raise InputError(
+            f"the model returned NaN or infinity at x[{int(bad.nonzero()[0])}], sigma = {scale:.4g}"
+            "; compute in float32, or remove that point"
+        )
     n = table.shape[1]
     if n == 1:
         stderr = torch.full_like(each, float("nan")) if within is None else within

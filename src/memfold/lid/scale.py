@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,13 +13,17 @@ from tqdm import tqdm
 
 from memfold.denoisers.base import Denoiser, as_denoiser
 from memfold.tensors import base_seed
-from memfold.types import Curve, InputError
+from memfold.types import Curve, Estimate, InputError
 
 from .dsm import dsm_lid
 from .flipd import flipd
 from .spectral import spectral_lid
 
-ESTIMATORS = {"dsm": dsm_lid, "flipd": flipd, "spectral": spectral_lid}
+ESTIMATORS: dict[str, Callable[..., Estimate]] = {
+    "dsm": dsm_lid,
+    "flipd": flipd,
+    "spectral": spectral_lid,
+}
 
 
 def lid_curve(
@@ -34,6 +39,8 @@ def lid_curve(
 ) -> Curve:
     """Estimate the LID at every scale of a grid, with the same noises at each.
 
+    A column is what the estimator alone gives with a generator in the same state.
+
     Args:
         denoiser: a Denoiser, or a plain `(x, sigma) -> denoised`.
         x: clean points, shape (b, *d).
@@ -48,23 +55,23 @@ def lid_curve(
         The curve, LID and standard errors of shape (b, s).
 
     Raises:
-        InputError: an unknown estimator, a grid that does not ascend, or what the estimator refuses.
+        InputError: an unknown estimator, a grid that does not ascend, or what it refuses itself.
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator {estimator!r} is unknown; choose from {', '.join(ESTIMATORS)}")
     denoiser = as_denoiser(denoiser)
     grid = default_sigmas(denoiser) if sigmas is None else [float(s) for s in sigmas]
-    if not grid or any(b <= a for a, b in zip(grid, grid[1:], strict=False)):
+    if not grid or any(b <= a for a, b in pairwise(grid)):
         raise InputError(f"sigmas = {grid} must ascend and hold at least one number")
-    seed = base_seed(generator)
-    results = [
-        ESTIMATORS[estimator](
-            denoiser, x, s, cond=cond, generator=torch.Generator().manual_seed(seed), **options
-        )
-        for s in tqdm(grid, desc="LID curve", unit="sigma", disable=not progress)
-    ]
-    lid, stderr = torch.stack([r.lid for r in results], 1), torch.stack([r.stderr for r in results], 1)
-    return Curve(torch.tensor(grid), lid, stderr, results[0].method)
+    source = generator or torch.Generator().manual_seed(base_seed(None))
+    state, results = source.get_state(), []
+    for s in tqdm(grid, desc="LID curve", unit="sigma", disable=not progress):
+        source.set_state(state)
+        estimate = ESTIMATORS[estimator](denoiser, x, s, cond=cond, generator=source, **options)
+        results.append(estimate)
+    lid = torch.stack([r.lid for r in results], 1)
+    stderr = torch.stack([r.stderr for r in results], 1)
+    return Curve(torch.tensor(grid, dtype=torch.float64), lid, stderr, results[0].method)
 
 
 def default_sigmas(denoiser: Denoiser, n: int = 12) -> list[float]:
@@ -76,9 +83,18 @@ def default_sigmas(denoiser: Denoiser, n: int = 12) -> list[float]:
 
     Returns:
         Ascending sigmas.
+
+    Raises:
+        InputError: the model's range does not meet that of the grid.
     """
     low, high = max(0.02, denoiser.sigma_min), min(2.0, denoiser.sigma_max)
-    return torch.logspace(*torch.tensor([low, high]).log10().tolist(), n).clamp(low, high).tolist()
+    if not low < high:
+        raise InputError(
+            f"the model's sigmas, {denoiser.sigma_min:.4g} to {denoiser.sigma_max:.4g}, do not "
+            "meet the default grid of 0.02 to 2; give sigmas"
+        )
+    ramp = torch.linspace(0, 1, n, dtype=torch.float64)
+    return (low ** (1 - ramp) * high**ramp).clamp(low, high).tolist()
 
 
 def knee(curve: Curve) -> Int[Tensor, " b"]:
@@ -108,7 +124,8 @@ def knee(curve: Curve) -> Int[Tensor, " b"]:
 def plateau(curve: Curve, *, width: int = 3) -> Int[Tensor, " b"]:
     """Find where each curve is flattest: the middle of the window with the smallest slope.
 
-    The slope is |d log LID / d log sigma| over the window, with LID below 1 counted as 1.
+    The slope is the range of log LID over the window, per unit of log sigma, with LID below 1
+    counted as 1; a peak within the window is no plateau.
 
     Args:
         curve: at least `width` scales.
@@ -123,5 +140,6 @@ def plateau(curve: Curve, *, width: int = 3) -> Int[Tensor, " b"]:
     if width % 2 == 0 or not 3 <= width <= len(curve.sigmas):
         raise InputError(f"width = {width}; take an odd one from 3 to {len(curve.sigmas)}")
     logs, u = curve.lid.clamp_min(1).log(), curve.sigmas.log().to(curve.lid)
-    slope = (logs[:, width - 1 :] - logs[:, : 1 - width]) / (u[width - 1 :] - u[: 1 - width])
-    return slope.abs().argmin(1) + width // 2
+    windows = logs.unfold(1, width, 1)
+    slope = (windows.amax(2) - windows.amin(2)) / (u[width - 1 :] - u[: 1 - width])
+    return slope.argmin(1) + width // 2

@@ -62,12 +62,12 @@ def spectral_lid(
         raise InputError(f"n_noises = {n_noises} gives no standard error; take 2 or more")
     if n_steps < 1 or not 0 < threshold < 1 or not power > 0:
         raise InputError(
-            f"n_steps = {n_steps}, threshold = {threshold}, power = {power}: n_steps and power must "
-            "be above 0, threshold between 0 and 1"
+            f"n_steps = {n_steps}, threshold = {threshold}, power = {power}: n_steps and power "
+            "must be above 0, threshold between 0 and 1"
         )
     denoiser = as_denoiser(denoiser)
     check_points(denoiser, x, sigma)
-    seed = base_seed(generator)
+    x, seed = x.detach(), base_seed(generator)
     size = rows_that_fit(denoiser, x, sigma, cond, memory_budget)
     each = []
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):

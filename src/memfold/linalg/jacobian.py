@@ -10,7 +10,9 @@ from torch import Tensor
 
 from memfold.tensors import expand, per_sample
 
-_STEP = 0.02  # of the central difference, root mean square over coordinates, in units of the scale
+# Step of the central difference in units of the scale: root mean square over coordinates, and at
+# most this long, since a long step along a single direction leaves the neighbourhood.
+_STEP, _LONGEST = 0.02, 0.25
 
 
 class Jacobian:
@@ -46,7 +48,7 @@ class Jacobian:
     def jvp(self, v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
         """Return J v by a central difference; the error is of second order in the step."""
         size = (per_sample(v**2) / v[0].numel()).sqrt().clamp_min(torch.finfo(v.dtype).tiny)
-        step = _STEP * self.scale / expand(size, v)
+        step = min(_STEP, _LONGEST / v[0].numel() ** 0.5) * self.scale / expand(size, v)
         with torch.no_grad():
             x = self.x.detach()
             return (self.f(x + step * v) - self.f(x - step * v)) / (2 * step)
@@ -64,13 +66,16 @@ def graph_bytes(f: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]) -> int:
         x: the points, shape (b, *d).
 
     Returns:
-        Bytes of the tensors that autograd saves, each storage counted once.
+        Bytes of the tensors that autograd saves, each storage counted once, without the weights,
+        which are there anyway.
     """
     seen: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        seen[storage.data_ptr()] = storage.nbytes()
+        source = tensor if tensor._base is None else tensor._base
+        if not isinstance(source, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):

@@ -16,6 +16,8 @@ from torch import Tensor
 from memfold.tensors import rademacher_like
 from memfold.types import InputError
 
+from .nystrom import xnystrace
+
 Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, *d)
 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xnystrace")
@@ -56,7 +58,8 @@ def trace(
 
     `auto` draws a few probes and looks whether the operator is symmetric and positive
     semi-definite. Where it is, XNysTrace doubles its probes until its standard error is below
-    `tol`; where it is not, Hutchinson's estimator takes `n_probes`.
+    `tol`; where it is not, Hutchinson's estimator takes `n_probes`, or as many as were drawn until
+    a negative direction showed.
 
     Args:
         product: `(v, rows) -> A v` for the operators numbered `rows`; v has shape (r, *d). The
@@ -72,7 +75,8 @@ def trace(
         Values, standard errors and the number of products, each of shape (b,).
 
     Raises:
-        InputError: an unknown method, or too few probes for a standard error.
+        InputError: an unknown method, too few probes for a standard error, or "xnystrace" where an
+            operator is not positive semi-definite.
     """
     if method not in METHODS:
         raise InputError(f"trace method {method!r} is unknown; choose from {', '.join(METHODS)}")
@@ -94,6 +98,7 @@ def trace(
             products = _products(product, probes, x, rows)
             estimator = hutchinson if method == "hutchinson" else xnystrace
             value, stderr = estimator(probes, products)
+            _refuse_indefinite(value, products)
         spent = n_probes
     low = torch.full(rows.shape, method == "xnystrace", device=x.device)
     return Trace(value, stderr, torch.full_like(rows, spent), low)
@@ -115,65 +120,6 @@ def hutchinson(
     """
     each = (probes * products).sum(2)
     return each.mean(1), each.std(1) / each.shape[1] ** 0.5
-
-
-def xnystrace(
-    probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"]
-) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """Estimate the trace of a positive semi-definite A (Epperly, Tropp and Webber 2024, sec. 2.3).
-
-    For each probe i, the Nystroem approximation of all others, A_(i) = Y H^-1 Y^T without i, has
-    its trace corrected by w_i^T (A - A_(i)) w_i; the mean over i is exact as soon as the probes
-    outnumber the rank. With Z = H^-1 Y and g = diag(H^-1), each is
-    tr(Z^T Y) - |Z_i|^2 / g_i + 1 / g_i. A shift of rounding size keeps H invertible.
-
-    These share their probes, so that their spread understates the error of the mean (up to three
-    times near the rank). The standard error is the jackknife instead, over leaving one probe out
-    of the whole estimator: conservative by the inequality of Efron and Stein (1981).
-
-    Args:
-        probes: random signs w, as rows, shape (b, k, d).
-        products: A w, shape (b, k, d).
-
-    Returns:
-        Value and standard error, each of shape (b,).
-    """
-    w, y = probes.double(), products.double()
-    d, eps = w.shape[2], torch.finfo(products.dtype).eps
-    shift = eps * y.flatten(1).norm(dim=1) / w.shape[1] ** 0.5 + torch.finfo(y.dtype).tiny
-    for _ in range(8):
-        shifted = y + shift[:, None, None] * w
-        gram = w @ shifted.mT
-        factor, failed = torch.linalg.cholesky_ex((gram + gram.mT) / 2)
-        if not failed.any():
-            break
-        shift = torch.where(failed > 0, shift * 100, shift)
-    else:
-        factor = torch.full_like(gram, torch.nan)
-    inverse = torch.cholesky_inverse(factor)
-    z, g = inverse @ shifted, inverse.diagonal(dim1=1, dim2=2)
-    whole = (z * shifted).sum((1, 2)) - shift * d
-    q = z @ z.mT
-    value = whole + ((1 - q.diagonal(dim1=1, dim2=2)) / g).mean(1)
-    return value.to(products), _jackknife(whole, inverse, q).to(products)
-
-
-def _jackknife(
-    whole: Float[Tensor, " b"], p: Float[Tensor, "b k k"], q: Float[Tensor, "b k k"]
-) -> Float[Tensor, " b"]:
-    """Jackknife standard error of XNysTrace, from P = H^-1 and Q = P Y Y^T P alone.
-
-    Without probe i, P becomes P - P_i P_i^T / P_ii; diag P, diag Q and the trace follow.
-    """
-    k = p.shape[1]
-    pd, qd = p.diagonal(dim1=1, dim2=2), q.diagonal(dim1=1, dim2=2)
-    ratio = p / pd[:, :, None]
-    g = pd[:, None, :] - ratio * p
-    n = qd[:, None, :] - 2 * ratio * q + ratio**2 * qd[:, :, None]
-    off = ~torch.eye(k, dtype=torch.bool, device=p.device)
-    each = torch.where(off, (1 - n) / torch.where(off, g, 1), 0).sum(2) / (k - 1)
-    without = whole[:, None] - qd / pd + each
-    return (without.var(1, correction=0) * (k - 1)).sqrt()
 
 
 def hutch_pp(
@@ -209,7 +155,7 @@ def diagnose(
     products: Float[Tensor, "b k d"],
     x: Float[Tensor, "b *d"],
     rows: Tensor,
-) -> Bool[Tensor, " b"]:
+) -> tuple[Bool[Tensor, " b"], Bool[Tensor, " b"]]:
     """Look whether A is symmetric and positive semi-definite, from k products and k more.
 
     For random signs E (w_i^T A w_j)^2 = |A|_F^2 off the diagonal, so that the antisymmetric part of
@@ -224,19 +170,29 @@ def diagnose(
         rows: their numbers, shape (b,).
 
     Returns:
-        True where the low-rank route is open, shape (b,).
+        True where the low-rank route is open, and true where k more products were spent, (b,).
     """
     m = (probes @ products.mT).double()
     off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
     anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
     passed = anti <= _SYMMETRIC * sym
+    symmetric = passed.clone()
     if passed.any():
         some = passed.nonzero()[:, 0]
         q = torch.linalg.qr(products[some].mT).Q.mT
         ritz = q @ _products(product, q, x[some], rows[some]).mT
         values = torch.linalg.eigvalsh((ritz + ritz.mT).double() / 2)
         passed[some] = values[:, 0] >= -_NEGATIVE * values[:, -1].abs()
-    return passed
+    return passed, symmetric
+
+
+def _refuse_indefinite(value: Float[Tensor, " b"], products: Float[Tensor, "b k d"]) -> None:
+    bad = ~value.isfinite() & products.isfinite().all(2).all(1)
+    if bad.any():
+        raise InputError(
+            f"operator {int(bad.nonzero()[0])} has negative eigenvalues, which xnystrace cannot "
+            "take; choose hutchinson, hutch++ or auto"
+        )
 
 
 def _auto(
@@ -248,16 +204,21 @@ def _auto(
         return trace(product, x, method="exact", seed=seed)
     probes = rademacher_like(x, count, seed).flatten(2)
     products = _products(product, probes, x, rows)
-    low = diagnose(product, probes[:, :_FIRST], products[:, :_FIRST], x, rows)
+    low, looked = diagnose(product, probes[:, :_FIRST], products[:, :_FIRST], x, rows)
     value, stderr = hutchinson(probes, products)
     spent = torch.full_like(rows, count)
     active, limit = low.nonzero()[:, 0], min(max_probes, d)
     probes, products = probes[active], products[active]
     while len(active):
         count = products.shape[1]
-        value[active], stderr[active] = xnystrace(probes, products)
         spent[active] = count
-        on = ~(stderr[active] <= tol)
+        new, error = xnystrace(probes, products)
+        fine = new.isfinite()
+        low[active] = fine
+        plain, plain_error = hutchinson(probes, products)
+        value[active] = torch.where(fine, new, plain)
+        stderr[active] = torch.where(fine, error, plain_error)
+        on = fine & (error > tol)
         if count >= limit or not on.any():
             break
         active, probes, products = active[on], probes[on], products[on]
@@ -265,7 +226,7 @@ def _auto(
         more = rademacher_like(x[active], min(count, limit - count), seed).flatten(2)
         probes = torch.cat([probes, more], 1)
         products = torch.cat([products, _products(product, more, x[active], rows[active])], 1)
-    return Trace(value, stderr, spent + _FIRST * low, low)
+    return Trace(value, stderr, spent + _FIRST * looked, low)
 
 
 def _products(product: Product, probes: Tensor, x: Tensor, rows: Tensor) -> Tensor:

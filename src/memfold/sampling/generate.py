@@ -31,8 +31,10 @@ def generate(
         Points x, shape (b, *d).
 
     Raises:
-        InputError: the model does not know its shape or range.
+        InputError: no seeds, or a model that does not know its shape or range.
     """
+    if len(seeds) == 0:
+        raise InputError("seeds is empty; give one for each sample")
     if denoiser.shape is None or not denoiser.sigma_max < float("inf"):
         raise InputError("this denoiser knows no shape or no largest sigma: it cannot generate")
     noise = torch.stack(
@@ -40,7 +42,7 @@ def generate(
     )
     low = max(denoiser.sigma_min, 1e-3)
     sigmas = karras_sigmas(low, denoiser.sigma_max, n_steps).clamp(low, denoiser.sigma_max)
-    x = noise.to(denoiser.device, denoiser.dtype) * denoiser.sigma_max
+    x = noise.to(denoiser.device, denoiser.point_dtype) * denoiser.sigma_max
     for step in heun(denoiser, x, sigmas.tolist(), cond):
         x = step.x
     return x

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memfold.denoisers.base import Conditioned, Denoiser, Wrapper
+from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided
 from memfold.denoisers.parameterizations import (
     EpsDenoiser,
     FlowDenoiser,
+    Network,
     NetworkDenoiser,
     ScoreDenoiser,
     VDenoiser,
@@ -23,13 +22,15 @@ from memfold.denoisers.parameterizations import (
 from memfold.denoisers.schedules import Schedule, flow_schedule, ve_schedule, vp_schedule
 from memfold.types import InputError
 
+from ._images import Latent, UnitRange
+from ._pipeline import brief, read_pipeline
+
 _PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
     "epsilon": EpsDenoiser,
     "v_prediction": VDenoiser,
     "sample": X0Denoiser,
 }
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_SUPPORTED = "DDPM, DDIM, score-SDE VE, unconditional LDM and class-conditional DiT pipelines"
+_SUPPORTED = "supported are pipelines of DDPM, DDIM, score SDE (VE), unconditional LDM and DiT"
 
 
 def load(
@@ -61,19 +62,26 @@ def load(
         InputError: there is no such model, its weights are pickles, or it is of a kind that is
             not supported.
     """
-    pipe = _pipeline(model, allow_pickle, revision) if isinstance(model, str | Path) else model
+    pipe = model
+    if isinstance(model, str | Path):
+        pipe = read_pipeline(model, allow_pickle=allow_pickle, revision=revision)
     denoiser = from_pipeline(pipe, device=device, dtype=dtype)
     if class_label is None:
         if guidance_scale is not None:
             raise InputError(f"guidance_scale = {guidance_scale} needs a class_label to guide to")
         return denoiser
-    classes = getattr(_inner(denoiser), "n_classes", None)
+    classes, null = denoiser.n_classes, denoiser.null_class
     if classes is None:
-        raise InputError(f"class_label = {class_label}, but this model takes no classes; leave out")
+        raise InputError(f"class_label = {class_label}, but this model takes no classes: leave it")
     if not 0 <= class_label < classes:
         raise InputError(f"class_label = {class_label}; the model has classes 0 to {classes - 1}")
     if guidance_scale is not None:
-        denoiser = Guided(denoiser, guidance_scale, uncond=torch.tensor([classes]))
+        if null is None:
+            raise InputError(
+                f"guidance_scale = {guidance_scale}, but this model has no label for no class; "
+                "leave it"
+            )
+        denoiser = Guided(denoiser, guidance_scale, uncond=torch.tensor([null]))
     return Conditioned(denoiser, torch.tensor([class_label]))
 
 
@@ -91,27 +99,26 @@ def from_pipeline(
         The Denoiser.
 
     Raises:
-        InputError: the pipeline is of a kind that is not supported.
+        InputError: the pipeline is of a kind that is not supported, or its network does not do
+            what its configuration says.
     """
     name = type(pipe).__name__
     parts = getattr(pipe, "components", {})
     if "tokenizer" in parts or "text_encoder" in parts:
-        raise InputError(f"{name} is a text-to-image pipeline; this version takes {_SUPPORTED}")
+        raise InputError(f"{name} is a text-to-image pipeline; {_SUPPORTED}")
     if not ({"unet", "transformer"} & set(parts)) or "scheduler" not in parts:
-        raise InputError(f"{name} has no denoising network and scheduler; supported: {_SUPPORTED}")
+        raise InputError(f"{name} has no denoising network and scheduler; {_SUPPORTED}")
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.to(device=device, dtype=dtype).eval().requires_grad_(False)
     net = parts.get("unet") or parts["transformer"]
     shape = _shape(net)
-    if type(pipe.scheduler).__name__ == "ScoreSdeVeScheduler":
-        schedule, kind = _ve(pipe.scheduler), ScoreDenoiser
-    else:
-        schedule, kind = read_schedule(pipe.scheduler)
-    denoiser = kind(_network(net, shape[0], dtype), schedule, shape=shape)
+    schedule, kind = read_schedule(pipe.scheduler)
+    n_classes, null_class = _classes(net)
+    denoiser = kind(_network(net, shape[0], dtype, n_classes), schedule, shape=shape)
     denoiser.device, denoiser.dtype, denoiser.space = torch.device(device), dtype, "pixels"
-    if "transformer" in parts:
-        denoiser.n_classes = int(net.config.num_embeds_ada_norm)  # type: ignore[attr-defined]
+    denoiser.n_classes, denoiser.null_class = n_classes, null_class
+    _check_forward(denoiser, None if n_classes is None else torch.tensor([0]))
     vae = parts.get("vae") or parts.get("vqvae")
     wrapped: Denoiser = Latent(denoiser, vae) if vae is not None else denoiser
     if kind is ScoreDenoiser:
@@ -123,7 +130,7 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
     """Read the table and the parameterisation from a diffusers scheduler.
 
     Args:
-        scheduler: any scheduler with `alphas_cumprod`, or a flow-matching one.
+        scheduler: one with `alphas_cumprod`, a flow-matching one, or the score SDE's (VE).
 
     Returns:
         The schedule and the class of Denoiser that fits the prediction type.
@@ -132,13 +139,18 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
         InputError: the scheduler has neither table, or an unknown prediction type.
     """
     name, config = type(scheduler).__name__, scheduler.config
+    if name == "ScoreSdeVeScheduler":
+        return ve_schedule(config.sigma_min, config.sigma_max), ScoreDenoiser
     if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
-        fresh = type(scheduler).from_config(config)
-        s = fresh.sigmas[fresh.sigmas > 0]
-        return flow_schedule(s, s * config.num_train_timesteps), FlowDenoiser
+        n = config.num_train_timesteps
+        s = torch.arange(1, n + 1, dtype=torch.float64) / n
+        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
+        if not config.get("use_dynamic_shifting"):
+            s = shift * s / (1 + (shift - 1) * s)
+        return flow_schedule(s, s * n), FlowDenoiser
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
-        raise InputError(f"{name} has no table of alphas_cumprod; supported: {_SUPPORTED}")
+        raise InputError(f"{name} has no table of alphas_cumprod; {_SUPPORTED}")
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
@@ -146,64 +158,51 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
     return vp_schedule(table), _PREDICTIONS[prediction]
 
 
-class Latent(Wrapper):
-    """A Denoiser of an autoencoder's latents; LID is that of the latent, not of the image."""
-
-    def __init__(self, inner: Denoiser, vae: Any) -> None:
-        super().__init__(inner)
-        self.vae = vae
-        self.space = "latent"
-        self.factor = float(getattr(vae.config, "scaling_factor", None) or 1.0)
-        self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
-
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-        """Denoise latents."""
-        return self.inner.denoise(x, sigma, cond)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """Encode images in [0, 1] to scaled latents (the posterior's mean)."""
-        out = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1)
-        z = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents
-        return (z - self.shift) * self.factor
-
-    @torch.no_grad()
-    def decode(self, x: Tensor) -> Tensor:
-        """Decode scaled latents to images."""
-        return (self.vae.decode(x / self.factor + self.shift).sample + 1) / 2
-
-
-class UnitRange(Wrapper):
-    """A Denoiser that was trained on images in [0, 1] instead of [-1, 1] (score SDE, VE)."""
-
-    def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
-        """Denoise x."""
-        return self.inner.denoise(x, sigma, cond)
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Take images as they are."""
-        return images.to(self.device, self.dtype)
-
-    def decode(self, x: Tensor) -> Tensor:
-        """Take points as they are."""
-        return x
-
-
-def _network(net: Any, channels: int, dtype: torch.dtype) -> Callable[[Tensor, Tensor, Any], Tensor]:
-    """Call the network; of twice as many output channels (learned variance) the first half counts."""
-    by_class = hasattr(net.config, "num_embeds_ada_norm")
+def _network(net: Any, channels: int, dtype: torch.dtype, n_classes: int | None) -> Network:
+    """Call the network; of doubled output channels (learned variance) the first half counts."""
 
     def call(z: Tensor, t: Tensor, cond: Any) -> Tensor:
-        if by_class and cond is None:
-            raise InputError("this model is class-conditional: pass class_label=, or cond=, a class")
+        if (n_classes is None) != (cond is None):
+            wants = "no classes: leave cond" if n_classes is None else "a class: pass class_label="
+            raise InputError(f"this model takes {wants}")
         extra = {}
         if cond is not None:
             labels = torch.as_tensor(cond, device=z.device).reshape(-1)
             extra["class_labels"] = labels.expand(len(z))
         out = net(z.to(dtype), timestep=t.to(z.device), **extra).sample
+        if out.shape[1] not in (channels, 2 * channels) or out.shape[2:] != z.shape[2:]:
+            raise InputError(
+                f"the network returned shape {tuple(out.shape)} for {tuple(z.shape)}: its config "
+                "does not describe a denoising network"
+            )
         return out[:, :channels].to(z.dtype)
 
     return call
+
+
+def _check_forward(denoiser: Denoiser, cond: Any) -> None:
+    """Ask the model once, so that a network that is not what it says fails here."""
+    sigma = (denoiser.sigma_min * denoiser.sigma_max) ** 0.5
+    noise = torch.randn(1, *(denoiser.shape or ()), generator=torch.Generator().manual_seed(0))
+    x = noise.to(denoiser.device, denoiser.point_dtype) * sigma
+    try:
+        with torch.no_grad():
+            fine = bool(denoiser(x, sigma, cond).isfinite().all())
+    except InputError:
+        raise
+    except Exception as error:  # whatever the network raises
+        raise InputError(f"the network cannot be called: {brief(error)}; {_SUPPORTED}") from error
+    if not fine:
+        raise InputError(
+            f"the network returns NaN or infinity in {denoiser.dtype}; take another checkpoint, or "
+            "dtype=torch.float32"
+        )
+
+
+def _classes(net: Any) -> tuple[int | None, int | None]:
+    """Read how many classes a network takes, and which label stands for none of them."""
+    n = net.config.get("num_embeds_ada_norm")
+    return (n, n) if n is not None else (net.config.get("num_class_embeds"), None)
 
 
 def _shape(net: Any) -> tuple[int, int, int]:
@@ -212,77 +211,3 @@ def _shape(net: Any) -> tuple[int, int, int]:
         raise InputError("the network's configuration has no sample_size; add it to config.json")
     height, width = (size, size) if isinstance(size, int) else size
     return (int(net.config.in_channels), int(height), int(width))
-
-
-def _ve(scheduler: Any) -> Schedule:
-    return ve_schedule(scheduler.config.sigma_min, scheduler.config.sigma_max)
-
-
-def _inner(denoiser: Denoiser) -> Denoiser:
-    while isinstance(denoiser, Wrapper):
-        denoiser = denoiser.inner
-    return denoiser
-
-
-def _pipeline(model: str | Path, allow_pickle: bool, revision: str | None) -> Any:
-    """Load a pipeline, with every failure in one line that names the model and the remedy."""
-    directory = Path(model)
-    if directory.is_dir():
-        _check_directory(directory, allow_pickle)
-    elif directory.exists():
-        raise InputError(f"{model} is a file; pass the directory of a diffusers pipeline")
-    elif not _is_hub_id(str(model)):
-        raise InputError(f"{model}: no such directory, and no hub id of the form organization/name")
-    import diffusers
-    import diffusers.utils.logging as logs
-
-    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
-    try:
-        options = {} if revision is None else {"revision": revision}
-        return diffusers.DiffusionPipeline.from_pretrained(
-            str(model), use_safetensors=None if allow_pickle else True, **options
-        )
-    except Exception as error:  # diffusers, huggingface_hub and safetensors raise a wide variety
-        raise InputError(f"{model} cannot be loaded as a diffusers pipeline: {_brief(error)}") from error
-    finally:
-        logs.set_verbosity(verbosity)
-        if bars:
-            logs.enable_progress_bar()
-
-
-def _check_directory(directory: Path, allow_pickle: bool) -> None:
-    index = directory / "model_index.json"
-    pickles = sorted(p for pattern in _PICKLES for p in directory.rglob(pattern))
-    if not index.is_file():
-        if pickles:
-            raise InputError(
-                f"{pickles[0]} is a pickle and {directory} no diffusers pipeline (model_index.json "
-                "is missing); convert it with diffusers' save_pretrained"
-            )
-        raise InputError(f"{directory} is no diffusers pipeline: model_index.json is missing")
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-        name = entries["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{index} is damaged ({_brief(error)}); save the pipeline again") from error
-    for part in (p for p in ("unet", "transformer") if p in entries):
-        if not (directory / part / "config.json").is_file():
-            raise InputError(f"{directory / part} has no config.json, but {name} needs it")
-        safe = any((directory / part).glob("*.safetensors"))
-        if not safe and pickles and not allow_pickle:
-            raise InputError(
-                f"{pickles[0]} is a pickle, which can run code when read; convert it to "
-                "safetensors, or pass allow_pickle=True (--allow-pickle) if you trust it"
-            )
-
-
-def _is_hub_id(name: str) -> bool:
-    head, _, tail = name.partition("/")
-    return bool(head and tail) and "/" not in tail and not name.startswith((".", "~"))
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
