@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int
 from numpy import ndarray
 from scipy.stats import binomtest, false_discovery_control
 
@@ -41,30 +42,6 @@ class Calibration:
     reference_leverage: Float[ndarray, " n"]
 
 
-@dataclass(frozen=True)
-class _Design:
-    """Least squares on the reference: rows z (n, q), gram = (z'z)^-1, leverages h (n,)."""
-
-    z: ndarray
-    gram: ndarray
-    h: ndarray
-
-    def deleted(self, y: ndarray, new_z: ndarray, new_y: ndarray) -> tuple[ndarray, ndarray]:
-        """Residual of each row when all others, the subject's included, predict it.
-
-        y (n,) or (c, n) holds the reference's values for each of c subjects. The subject's row is
-        added by a rank-one update (Sherman and Morrison 1950); r_i / (1 - h_i) deletes a row.
-        Returns the residuals of the reference (c, n) and of the subjects (c,).
-        """
-        cross = new_z @ self.gram @ self.z.T
-        shrink = 1 / (1 + _quadratic(new_z, self.gram))[:, None]
-        beta = y @ self.z @ self.gram
-        new_residual = new_y - (new_z * beta).sum(-1)
-        residual = y - beta @ self.z.T - cross * shrink * new_residual[:, None]
-        leverage = self.h - cross**2 * shrink
-        return residual / np.maximum(1 - leverage, _TIE), new_residual
-
-
 def calibrate(
     value: Float[ndarray, " m"],
     reference: Float[ndarray, " n"],
@@ -76,10 +53,10 @@ def calibrate(
     """Full conformal p-values of low values, given features, by least squares.
 
     For each subject alone the reference is augmented with it. Every row then gets the score
-    (value - prediction) / spread, where all other rows predict both, and
-    p = (1 + #{i: score_i <= score of the subject}) / (n + 1). Rows are treated alike, so that
-    P(p <= a) <= a for every a if subject and reference are exchangeable, whatever the truth of
-    the regression (Vovk, Gammerman, Shafer 2005; Lei et al. 2018).
+    (value - prediction) / spread, where all other rows predict the value, and the size of its
+    error, by least squares weighted with 1 / spread^2; p = (1 + #{i: score_i <= score}) / (n + 1).
+    All rows are treated alike, so that P(p <= a) <= a for every a if subject and reference are
+    exchangeable, however wrong the regression is (Vovk, Gammerman, Shafer 2005; Lei et al. 2018).
 
     Args:
         value: the subjects' values, finite.
@@ -93,28 +70,30 @@ def calibrate(
         InputError: shapes disagree, or the reference does not determine the regression.
     """
     z, new_z = _rows(value, reference, features, reference_features)
-    design = _design(z)
-    p, expected, spread = np.empty((3, len(value)))
+    p = np.empty(len(value))
     for start in range(0, len(value), _CHUNK):
         part = slice(start, start + _CHUNK)
-        score, scale, residual = _scores(design, reference, new_z[part], value[part])
+        score, _, _ = _scores(z, reference, new_z[part], value[part])
         p[part] = (score <= score[:, -1:] + _TIE).mean(1)
-        expected[part], spread[part] = value[part] - residual, scale[:, -1]
-    own, own_spread, residual = _own(design, reference)
+    nobody = np.zeros((1, z.shape[1])), np.zeros(1)  # a row of zeros takes part in no fit
+    own, own_spread, predicted = (a[0, :-1] for a in _scores(z, reference, *nobody))
+    size = abs(reference - predicted)
+    (expected, usual), covariance = _at(new_z, z, own, own_spread, reference, size)
+    spread = np.maximum(usual, _FLOOR * size.mean())
     index = np.full(len(value), -1) if reference_index is None else np.asarray(reference_index)
     inside, row = index >= 0, index[index >= 0]
     p[inside] = (own <= own[row, None] + _TIE).mean(1)
-    expected[inside], spread[inside] = (reference - residual)[row], own_spread[row]
-    unit = np.sqrt(np.mean(own**2))
+    expected[inside], spread[inside] = predicted[row], own_spread[row]
+    unit, gram = np.sqrt(np.mean(own**2)), np.linalg.inv(z.T @ z)
     return Calibration(
         p_value=p,
         expected=expected,
-        expected_stderr=np.sqrt(_quadratic(new_z, _sandwich(design, residual))),
+        expected_stderr=np.sqrt(_quadratic(new_z, covariance)),
         spread=spread * unit,
-        leverage=_quadratic(new_z, design.gram),
+        leverage=_quadratic(new_z, gram),
         smallest=1 / (len(reference) + ~inside),
         reference_score=own / unit if unit > 0 else own,
-        reference_leverage=design.h,
+        reference_leverage=_quadratic(z, gram),
     )
 
 
@@ -140,45 +119,61 @@ def share_interval(hits: int, trials: int, level: float = 0.95) -> tuple[float, 
 
 
 def _scores(
-    design: _Design, reference: ndarray, new_z: ndarray, new_y: ndarray
+    z: ndarray, y: ndarray, new_z: ndarray, new_y: ndarray
 ) -> tuple[ndarray, ndarray, ndarray]:
-    """Scores and spreads (c, n + 1), the subject last, and the subjects' residuals (c,)."""
-    residual, new_residual = design.deleted(reference, new_z, new_y)
-    size, new_size = abs(residual), abs(new_residual)
-    off, new_off = design.deleted(size, new_z, new_size)
-    residual = np.concatenate([residual, new_residual[:, None]], 1)
-    size = np.concatenate([size, new_size[:, None]], 1)
-    spread = size - np.concatenate([off, new_off[:, None]], 1)
-    tiny = _TIE * (1 + np.maximum(abs(reference).max(), abs(new_y)))[:, None]
-    spread = np.maximum(spread, _FLOOR * size.mean(1, keepdims=True) + tiny)
-    return residual / spread, spread, new_residual
+    """Scores, spreads and predictions (c, n + 1) of the reference and, last, the subject."""
+    values = _join(np.broadcast_to(y, (len(new_y), len(y))), new_y)
+    tiny = _TIE * (1 + abs(values).max(1, keepdims=True))
+    spread = np.ones_like(values)
+    for _ in range(2):  # first without weights, then with those of the first
+        predict = _deleting(z, new_z, spread**-2)
+        predicted = predict(values)
+        size = abs(values - predicted)
+        floor = _FLOOR * size.mean(1, keepdims=True) + tiny
+        spread = np.maximum(predict(size), floor)
+    return (values - predicted) / spread, spread, predicted
 
 
-def _own(design: _Design, reference: ndarray) -> tuple[ndarray, ndarray, ndarray]:
-    """Scores, spreads and deleted residuals (n,) of the reference alone: a row of zeros is none."""
-    score, spread, _ = _scores(design, reference, np.zeros((1, design.z.shape[1])), np.zeros(1))
-    return score[0, :-1], spread[0, :-1], score[0, :-1] * spread[0, :-1]
+def _deleting(z: ndarray, new_z: ndarray, weight: ndarray) -> Callable[[ndarray], ndarray]:
+    """Least squares of weight (c, n + 1) on the reference's rows z and one subject's row each.
+
+    Returns the map from values (c, n + 1) to the prediction of each by all others of its data
+    set: y_i - r_i / (1 - h_i), with residual r_i and leverage h_i.
+    """
+    square, new_square = (np.einsum("kq,kr->kqr", r, r).reshape(len(r), -1) for r in (z, new_z))
+    gram = weight[:, :-1] @ square + weight[:, -1:] * new_square
+    inverse = np.linalg.inv(gram.reshape(len(new_z), *2 * z.shape[1:]))
+    flat = inverse.reshape(gram.shape)
+    kept = 1 - weight * _join(flat @ square.T, (flat * new_square).sum(1))
+    np.maximum(kept, _TIE, out=kept)
+
+    def predict(y: ndarray) -> ndarray:
+        moment = (weight * y)[:, :-1] @ z + (weight * y)[:, -1:] * new_z
+        beta = (inverse @ moment[..., None])[..., 0]
+        return y - (y - _join(beta @ z.T, (beta * new_z).sum(1))) / kept
+
+    return predict
+
+
+def _at(
+    new_z: ndarray, z: ndarray, score: ndarray, spread: ndarray, *values: ndarray
+) -> tuple[list[ndarray], ndarray]:
+    """Weighted fits of the reference at new rows, and the covariance of their coefficients.
+
+    The covariance holds for any spread (HC3: MacKinnon and White 1985).
+    """
+    scaled = z / spread[:, None]
+    bread = np.linalg.inv(scaled.T @ scaled)
+    half = scaled * score[:, None] @ bread
+    return [new_z @ bread @ scaled.T @ (y / spread) for y in values], half.T @ half
+
+
+def _join(reference: ndarray, subject: ndarray) -> ndarray:
+    return np.concatenate([reference, subject[:, None]], 1)
 
 
 def _quadratic(z: ndarray, form: ndarray) -> ndarray:
     return np.einsum("mq,qr,mr->m", z, form, z)
-
-
-def _sandwich(design: _Design, residual: ndarray) -> ndarray:
-    """Covariance of the coefficients, whatever the spread (HC3: MacKinnon and White 1985)."""
-    bread = design.gram @ (design.z * residual[:, None]).T
-    return bread @ bread.T
-
-
-def _design(z: ndarray) -> _Design:
-    n, q = z.shape
-    if n < q + 2 or np.linalg.matrix_rank(z) < q:
-        raise InputError(
-            f"a reference of {n} images does not determine a regression on {q - 1} complexity "
-            "features: pass more reference images, or drop constant and repeated features"
-        )
-    gram = np.linalg.inv(z.T @ z)
-    return _Design(z, gram, _quadratic(z, gram))
 
 
 def _rows(
@@ -188,15 +183,22 @@ def _rows(
     if (features is None) != (others is None):
         raise InputError("complexity features are needed of both subjects and reference, or none")
     if features is None or others is None:
-        return np.ones((len(reference), 1)), np.ones((len(value), 1))
-    if features.shape != (len(value), others.shape[-1]) or len(others) != len(reference):
+        features, others = np.empty((len(value), 0)), np.empty((len(reference), 0))
+    n, p = others.shape
+    if features.shape != (len(value), p) or n != len(reference):
         raise InputError(
             f"features {features.shape} and reference features {others.shape} do not fit "
             f"{len(value)} subjects and {len(reference)} reference images: pass (m, p) and (n, p)"
         )
-    centre, unit = others.mean(0), others.std(0)
-    unit = np.where(unit > 0, unit, 1)
-    rows: list[Num[ndarray, "k q"]] = [
+    centre = others.mean(0) if n else 0
+    unit = others.std(0) if n else 1
+    unit = np.where(unit > 1e-9 * abs(centre), unit, 1)
+    z, new_z = (
         np.concatenate([np.ones((len(f), 1)), (f - centre) / unit], 1) for f in (others, features)
-    ]
-    return rows[0], rows[1]
+    )
+    if n < p + 3 or np.linalg.matrix_rank(z) <= p:
+        raise InputError(
+            f"a reference of {n} images does not determine a regression on {p} complexity "
+            "features: pass more reference images, or drop constant and repeated features"
+        )
+    return z, new_z

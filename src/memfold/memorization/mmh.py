@@ -167,7 +167,9 @@ def _doubts(
     needed = ceil(tests / (alpha * max(1, lowest.sum()))) - 1
     centre = np.median(theta.reference_score)
     width = 1.4826 * np.median(abs(theta.reference_score - centre))
-    noisy = (stderr > theta.spread) & bench.large(stderr, reference.stderr)
+    noisy = stderr > theta.spread
+    if noisy.any():
+        noisy = noisy & bench.large(stderr, reference.stderr)
     outlier = -missing / theta.spread < centre - _OUTLIER * width
     doubts = {
         "the estimate, its standard error or the complexity is not finite": ~np.isfinite(
@@ -183,7 +185,8 @@ def _doubts(
         "lowest of its own population: judge fewer subjects or take held-out images": (
             lowest & (bench.index >= 0)
         ),
-        f"reference too small: {needed} images are needed": lowest | (theta.smallest > alpha),
+        f"reference too small: at least {needed} images are needed": lowest
+        | (theta.smallest > alpha),
         "far below most of the reference, as other images in it are: "
         "free it of training images or enlarge it": ~called & outlier & (width > 0),
         "so simple an image would not stand out at LID 0": ~called & blind,
