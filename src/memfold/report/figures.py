@@ -339,6 +339,8 @@ def _lane(members: Sequence[Subject], verdict: str, x: Axis, top: float) -> list
         height = top + 22 + 24 * ((i * 0.6180339887) % 1)
         title = f"{s.id}: {plus_minus(s.missing_dof, s.missing_dof_stderr)} missing"
         parts.append(_shape(verdict, x(s.missing_dof), height, 3.0, title))
+    if len(members) < 3:
+        return parts
     middle = float(np.median([s.missing_dof for s in members]))
     parts.append(
         f'<path class="middle-line" d="M{_at(x(middle))} {_at(top + 17)}v34">'

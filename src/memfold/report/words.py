@@ -15,9 +15,9 @@ NAMES = {
 }
 MEANINGS = {
     "overfitting": "The model lost directions that the data still has. "
-    "Earlier stopping, regularization or more varied training removes it.",
+    "Earlier stopping, regularization or more varied training can reduce it.",
     "data": "The data itself repeats or pins the image, and the model learned that faithfully. "
-    "Deduplication removes it; a better fit does not.",
+    "Deduplication is the remedy; a better fit is not.",
     "none": "The model is about as free here as it is at images that it never memorized.",
     "undetermined": "The measurement cannot be relied on here; the reason stands with each image.",
 }
@@ -50,9 +50,9 @@ def probability(symbol: str, value: float) -> str:
     if not math.isfinite(value):
         return ""
     if value < 1e-4:
-        return f"{symbol} < 0.0001"
+        return f"{symbol}\u00a0<\u00a00.0001"
     digits = 2 if value >= 0.1 else 3 if value >= 0.001 else 4
-    return f"{symbol} = {value:.{digits}f}"
+    return f"{symbol}\u00a0=\u00a0{value:.{digits}f}"
 
 
 def percent(share: float) -> str:

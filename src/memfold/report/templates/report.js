@@ -10,7 +10,11 @@ const rank = Object.keys(data.verdicts);
 const show = {
   text: (value) => value,
   verdict: (value) => data.verdicts[value],
-  number: (value) => value.toFixed(Math.abs(value) < 99.95 ? 1 : 0).replace("-", "−"),
+  number(value) {
+    const digits = Math.abs(value) < 99.95 ? 1 : 0;
+    const format = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+    return value.toLocaleString("en", format).replace("-", "−");
+  },
   probability: (value) => (value < 1e-4 ? "< 0.0001" : value.toFixed(value < 0.001 ? 4 : 3)),
   count: (value) => value.toLocaleString("en"),
   distance: (value) => value.toFixed(2),
