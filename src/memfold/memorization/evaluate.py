@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from numpy import ndarray
 from numpy.typing import ArrayLike
+from scipy.stats import rankdata
 
 from memfold.memorization.conformal import share_interval
 from memfold.tensors import base_seed
@@ -89,19 +90,18 @@ def roc(
     Raises:
         InputError: a score is not finite, or one of the classes is missing.
     """
-    from sklearn.metrics import roc_curve
-
     s, y = _scored(score, positive)
-    fpr, tpr, threshold = roc_curve(y, s, drop_intermediate=False)
+    threshold = np.append(np.inf, np.unique(s)[::-1])
+    fpr, tpr = ((len(c) - np.searchsorted(np.sort(c), threshold)) / len(c) for c in (s[~y], s[y]))
     return fpr, tpr, threshold
 
 
 def auroc(score: ArrayLike, positive: ArrayLike) -> float:
     """Chance that a positive scores above a negative, ties counted half; below 1/2 stays so."""
-    from sklearn.metrics import roc_auc_score
-
     s, y = _scored(score, positive)
-    return float(roc_auc_score(y, s))
+    positives, negatives = y.sum(), (~y).sum()
+    below = rankdata(s)[y].sum() - positives * (positives + 1) / 2  # Mann and Whitney 1947
+    return float(below / (positives * negatives))
 
 
 def tpr_at_fpr(score: ArrayLike, positive: ArrayLike, fpr: float = 0.01) -> float:
