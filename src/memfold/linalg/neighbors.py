@@ -30,7 +30,7 @@ def nearest(
     Args:
         queries: points, shape (m, d), float32 or float64.
         reference: rows to search, shape (n, d), same dtype.
-        k: number of neighbours, at most n (n - 1 with `exclude`).
+        k: number of neighbours, at most n (n - 1 where rows are left out).
         exclude: for each query, the reference row to leave out (its own), or -1 for none.
         memory_budget: bytes for temporary arrays; at least one row is always worked on.
 
@@ -177,11 +177,11 @@ def _check(
     if memory_budget < 1:
         raise InputError(f"memory_budget is {memory_budget} bytes: pass a positive number")
     n = len(reference)
-    available = n if exclude is None else n - 1
+    available = n if exclude is None or bool((exclude < 0).all()) else n - 1
     if not 1 <= k <= available:
         raise InputError(f"k is {k} but must lie in 1..{available}, the rows that can be found")
     if exclude is None:
         return torch.full((len(queries),), -1, device=queries.device)
-    if len(exclude) and not (-1 <= int(exclude.min()) and int(exclude.max()) < n):
+    if len(exclude) and not (int(exclude.min()) >= -1 and int(exclude.max()) < n):
         raise InputError(f"exclude must hold row indices below {n}, or -1 for none")
     return exclude.long()

@@ -1,0 +1,237 @@
+"""What all estimators of LID from nearest neighbours share: places, copies, the estimator law."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from memfold.linalg.neighbors import nearest
+from memfold.types import InputError
+
+
+class PointMassWarning(UserWarning):
+    """Some points lie at a point mass of the reference: their LID is 0."""
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """The nearest places of a batch of points, a point's own place left out.
+
+    Attributes:
+        distance: Euclidean distances, ascending and above 0, shape (m, k).
+        place: index of each place, shape (m, k).
+        point_mass: whether the point lies at a point mass, shape (m,).
+    """
+
+    distance: Float[Tensor, "m k"]
+    place: Int[Tensor, "m k"]
+    point_mass: Bool[Tensor, " m"]
+
+
+class NeighborsLID(BaseEstimator):
+    """Base of the estimators: `fit` a reference, then ask for the LID at points.
+
+    Rows of the reference that are equal are one *place* with several *copies*. The dimension is
+    measured on places, each counted once, since a density, which all these methods assume, has
+    no ties; the place that a point itself stands on carries no direction and is left out. So the
+    LID at a training row is the same from `predict` and from `fit_predict`, but for the rule:
+
+    A point lies at a point mass, LID 0, if the nearest place (its own included) holds at least
+    half of the `n_neighbors` nearest rows (and at least 2), and stands at no more than a tenth of
+    the distance to the next place. The first condition says that mass sits on one spot; the
+    second, that the point cannot be told from that spot: for a density of dimension d the ratio
+    of the two distances is below 1/10 with probability 10^-d (the law behind TwoNN). A generated
+    near copy of a repeated image thus has LID 0, and a lone image whose nearest neighbours happen
+    to be 40 copies of some far image has not. With too few places to measure, the LID is 0 too.
+    A warning counts these points.
+    """
+
+    _min_neighbors: ClassVar[int] = 2
+    _copy_ratio: ClassVar[float] = 0.1
+
+    n_neighbors: int | None
+
+    def fit(self, X: ArrayLike, y: object = None) -> NeighborsLID:
+        """Take the rows of X as the reference.
+
+        Args:
+            X: reference points, shape (n, d).
+            y: ignored.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            InputError: for values, shapes or hyper-parameters that cannot be used.
+        """
+        X = self._validated(X, reset=True)
+        k, n = self.n_neighbors, len(X)
+        if k is not None and k < self._min_neighbors:
+            raise InputError(
+                f"n_neighbors is {k}: {type(self).__name__} needs at least {self._min_neighbors}"
+            )
+        if k is not None and k > n - 1:
+            warnings.warn(
+                f"n_neighbors is {k} but the reference has {n} rows: all {n - 1} others are used",
+                stacklevel=2,
+            )
+        self.n_neighbors_ = n - 1 if k is None else min(k, n - 1)
+        self._places, self._place_of_row, self._copies = torch.unique(
+            torch.from_numpy(X + 0.0), dim=0, return_inverse=True, return_counts=True
+        )
+        self._dimension: float | None = None
+        self._prepare()
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Measure the LID at new points.
+
+        Args:
+            X: points, shape (m, d).
+
+        Returns:
+            LID in degrees of freedom, shape (m,).
+        """
+        return self._predict(X, want_stderr=False)[0]
+
+    def predict_with_stderr(self, X: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Measure the LID at new points, with its standard error.
+
+        Args:
+            X: points, shape (m, d).
+
+        Returns:
+            LID and standard error in degrees of freedom, shape (m,) each.
+        """
+        return self._predict(X, want_stderr=True)
+
+    def fit_predict(self, X: ArrayLike, y: object = None) -> NDArray[np.float64]:
+        """Measure the LID at each reference point, the point itself left out.
+
+        Args:
+            X: reference points, shape (n, d).
+            y: ignored.
+
+        Returns:
+            LID in degrees of freedom, shape (n,).
+        """
+        return self.fit(X)._leave_one_out(want_stderr=False)[0]
+
+    def fit_predict_with_stderr(
+        self, X: ArrayLike, y: object = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Measure the LID at each reference point, itself left out, with its standard error.
+
+        Args:
+            X: reference points, shape (n, d).
+            y: ignored.
+
+        Returns:
+            LID and standard error in degrees of freedom, shape (n,) each.
+        """
+        return self.fit(X)._leave_one_out(want_stderr=True)
+
+    @property
+    def dimension_(self) -> float:
+        """The dimension of the reference as a whole, over points that lie at no point mass."""
+        check_is_fitted(self)
+        if self._dimension is None:
+            self._leave_one_out(want_stderr=False)
+        return float(self._dimension)  # type: ignore[arg-type]
+
+    def _prepare(self) -> None:
+        """Compute what a method needs of the reference, once."""
+
+    def _local(
+        self, x: Tensor, own: bool, want_stderr: bool
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """Measure LID and stderr at x; with `own`, x is the list of places, one copy left out."""
+        raise NotImplementedError
+
+    def _global(self, lid: Float[Tensor, " n"]) -> float:
+        """Average the LID over the reference."""
+        return float(lid[lid > 0].mean()) if (lid > 0).any() else 0.0
+
+    def _predict(
+        self, X: ArrayLike, want_stderr: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        check_is_fitted(self)
+        x = torch.from_numpy(self._validated(X, reset=False) + 0.0).to(self._places.dtype)
+        lid, stderr = self._local(x, False, want_stderr)
+        return lid.numpy(), stderr.numpy()
+
+    def _leave_one_out(self, want_stderr: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        local = self._local(self._places, True, want_stderr)
+        lid, stderr = (value[self._place_of_row] for value in local)
+        self._dimension = self._global(lid)
+        return lid.numpy(), stderr.numpy()
+
+    def _neighborhood(self, x: Float[Tensor, "m d"], own: bool) -> Neighborhood:
+        """Find the nearest places of each point, and tell which points lie at a point mass."""
+        places = len(self._places)
+        k = min(self.n_neighbors_, places - 1)
+        if k < self._min_neighbors:
+            self._warn(torch.ones(len(x), dtype=torch.bool), own)
+            nothing = torch.empty(len(x), 0, dtype=torch.float64)
+            return Neighborhood(nothing, nothing.long(), torch.ones(len(x), dtype=torch.bool))
+        distance, place = nearest(x, self._places, k + 1)
+        at_place = distance[:, 0] == 0
+        copies = self._copies[place[:, 0]] - (1 if own else 0)
+        next_copies = self._copies[place[:, 1]]
+        ratio = distance[:, :2] / distance[:, 1:3]
+        many = max(2, math.ceil(self.n_neighbors_ / 2))
+        point_mass = (copies >= many) & (ratio[:, 0] <= self._copy_ratio)
+        point_mass |= at_place & (next_copies >= many) & (ratio[:, 1] <= self._copy_ratio)
+        self._warn(point_mass, own)
+        columns = at_place[:, None].long() + torch.arange(k)
+        return Neighborhood(distance.gather(1, columns), place.gather(1, columns), point_mass)
+
+    def _warn(self, point_mass: Bool[Tensor, " m"], own: bool) -> None:
+        count, total = int(point_mass.sum()), len(point_mass)
+        if own:
+            count, total = int(self._copies[point_mass].sum()), len(self._place_of_row)
+        if count:
+            warnings.warn(
+                f"{count} of {total} points lie at a point mass of the reference "
+                f"(copies of one row fill at least half of the neighbourhood): LID 0",
+                PointMassWarning,
+                stacklevel=5,
+            )
+
+    def _validated(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
+        least = self._min_neighbors + 1 if reset else 1
+        try:
+            return validate_data(
+                self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=least
+            )
+        except InputError:
+            raise
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+
+def pareto_lid(log_ratios: Float[Tensor, " m"], count: int, n_features: int) -> Float[Tensor, " m"]:
+    """Estimate a dimension d, without bias, from a sum of independent Exponential(d) log-ratios.
+
+    (count - 1) / sum. Ratios that are all 1 to rounding (a simplex, say) give no upper bound:
+    the largest possible dimension, that of the space, is then the answer.
+    """
+    flat = log_ratios <= count * 1e-9
+    return torch.where(flat, float(n_features), (count - 1) / log_ratios.masked_fill(flat, 1.0))
+
+
+def settle(
+    lid: Float[Tensor, " m"], stderr: Float[Tensor, " m"], point_mass: Bool[Tensor, " m"]
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Set LID and standard error to 0 at point masses."""
+    return lid.masked_fill(point_mass, 0.0), stderr.masked_fill(point_mass, 0.0)
