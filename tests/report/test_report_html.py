@@ -58,9 +58,9 @@ class Page(HTMLParser):
 
 
 def rows_of(html: str) -> dict:
-    return json.loads(
-        re.search(r'<script type="application/json" id="rows">(.*?)</script>', html)[1]
-    )
+    block = re.search(r'<script type="application/json" id="rows">(.*?)</script>', html)[1]
+    assert "<" not in block
+    return json.loads(block)
 
 
 @pytest.fixture(scope="module")
