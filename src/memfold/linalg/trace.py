@@ -22,6 +22,7 @@ Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, 
 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xnystrace")
 _FIRST = 4  # probes of the first block, from which `auto` decides
+_ENOUGH = 16  # probes from which their spread is trusted; with fewer, `auto` stops at tol / 10
 _SMALL = 32  # dimensions up to which `auto` is exact
 _SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
 _NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
@@ -218,7 +219,7 @@ def _auto(
         plain, plain_error = hutchinson(probes, products)
         value[active] = torch.where(fine, new, plain)
         stderr[active] = torch.where(fine, error, plain_error)
-        on = fine & (error > tol)
+        on = fine & (error > (tol if count >= _ENOUGH else tol / 10))
         if count >= limit or not on.any():
             break
         active, probes, products = active[on], probes[on], products[on]
