@@ -82,6 +82,16 @@ class TestContract:
         np.testing.assert_allclose(shuffled.predict(q), lid, rtol=1e-9)
         np.testing.assert_allclose(model.predict(q), lid, rtol=1e-12)
 
+    @pytest.mark.parametrize("size", [1, 300_000])
+    def test_chunks_change_nothing(self, make, size, rng, monkeypatch):
+        x, q = np.split(plane(rng, 90, 2, 5) / 4, [79])
+        want = make().fit(x).predict_with_stderr(q)
+        monkeypatch.setattr("memfold.lid.lpca._BYTES", size)
+        monkeypatch.setattr("memfold.lid.empirical._BYTES", size)
+        found = make().fit(x).predict_with_stderr(q)
+        assert found[0].shape == found[1].shape == (11,)
+        np.testing.assert_allclose(found, want, rtol=1e-9, atol=1e-9)
+
     def test_each_point_itself_is_left_out(self, make, rng):
         x = rng.standard_normal((40, 3)) / 3
         model = make()

@@ -67,10 +67,16 @@ def test_own_row_is_left_out_and_its_copy_found(g):
     assert mixed.n_near_duplicates.tolist() == [1, 2, 1]
 
 
-def test_batch_changes_nothing_and_arguments_stay(g):
+@pytest.mark.parametrize("mask_bytes", [1, 200])
+def test_batch_changes_nothing_and_arguments_stay(g, monkeypatch, mask_bytes):
     train, queries = images(80, g), images(6, g)
     before = train.clone()
+    monkeypatch.setattr("memfold.memorization.replicate._MASK_BYTES", mask_bytes)
+    blocks = nearest_training(queries, train, k=30)
+    monkeypatch.undo()
     together = nearest_training(queries, train, k=30)
+    assert torch.equal(blocks.index, together.index)
+    torch.testing.assert_close(blocks.calibrated, together.calibrated, rtol=1e-12, atol=0)
     for i in range(6):
         alone = nearest_training(queries[i : i + 1], train, k=30)
         assert torch.equal(alone.index[0], together.index[i])

@@ -205,7 +205,7 @@ class NeighborsLID(BaseEstimator):
                 f"{count} of {total} points lie at a point mass of the reference "
                 f"(copies of one row fill at least half of the neighbourhood): LID 0",
                 PointMassWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _validated(self, X: ArrayLike, reset: bool) -> NDArray[Any]:

@@ -121,7 +121,7 @@ class EmpiricalLID(NeighborsLID):
         flat, m = points.flatten(0, 1), points.shape[0] * points.shape[1]
         own = left_out.flatten() if left_out is not None else torch.full((m,), -1)
         found = min(k + int(left_out is not None), len(self._places))
-        distance, place = nearest(flat, self._places, found)
+        distance, place = _distances(flat, self._places, found)
         copies = self._copies[place] - (place == own[:, None]).long()  # 0 if the row was alone
         copies[(copies > 0).cumsum(1) > k] = 0
         log_weight = copies.to(torch.float64).log() - distance.square() / (2 * self.sigma**2)
@@ -153,3 +153,12 @@ class EmpiricalLID(NeighborsLID):
                 f"{int(cut.sum())} of {len(cut)} points: pass a larger n_neighbors",
                 stacklevel=5,
             )
+
+
+def _distances(x: Tensor, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k nearest places; where all are asked for, in their own order."""
+    if k < len(places):
+        return nearest(x, places, k)
+    exact = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(x.to(torch.float64), places.to(torch.float64), compute_mode=exact)
+    return distance, torch.arange(k).expand(len(x), -1)

@@ -19,19 +19,19 @@ class MLE(NeighborsLID):
         LID = (k - 2) / sum_{j<k} log(r_k / r_j),    standard error = LID / sqrt(k - 2),
 
     both without bias (Var LID = d^2 / (k - 3), and E LID^2 / (k - 2) is just that). Curvature,
-    edges and a density that changes inside the ball are not in the standard error.
+    edges and a density that changes inside the ball are not in the standard error: a point far
+    from all others sees them at nearly equal distances, and its LID comes out far too high.
 
-    `dimension_` averages the inverses, as MacKay and Ghahramani 2005 derive (a pooled maximum
-    likelihood), over the points that lie at no point mass. Copies and point masses: `LID is 0
-    there`, by the rule of the base class; places at equal distance, all k of them, give the
-    dimension of the space.
+    `dimension_` averages the inverses (MacKay and Ghahramani 2005: the pooled maximum likelihood)
+    over the points that lie at no point mass; at these LID is 0, by the rule of the base class.
+    Where all k places are equally far, the answer is the dimension of the space.
 
     Args:
         n_neighbors: number of nearest places k, at least 3; more lower the variance, fewer the
             bias.
 
     >>> import numpy as np
-    >>> x = np.random.default_rng(0).standard_normal((500, 2)) @ np.ones((2, 9)) * [[1.0]]
+    >>> x = np.random.default_rng(0).standard_normal((500, 2)) @ np.ones((2, 9))
     >>> round(MLE().fit(x).dimension_)
     1
     """

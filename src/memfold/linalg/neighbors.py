@@ -9,7 +9,6 @@ from torch import Tensor
 from memfold.types import InputError
 
 _ROUNDING = 2.0**-53  # unit roundoff of float64
-_FEATURE_BLOCK = 4096  # sums over more features go block by block, so their order is fixed
 _DEFAULT_BUDGET = 2**28
 
 
@@ -93,8 +92,8 @@ def within(
         lower, upper = _bounds(queries[part], reference, center, memory_budget)
         sure = upper <= radius**2
         query, row = torch.nonzero((lower <= radius**2) & ~sure, as_tuple=True)
-        exact = _squared(queries[part], reference, query, row, memory_budget)
-        sure[query, row] = exact.sqrt() <= radius
+        exact = _exact(queries[part][query], reference, row[:, None], memory_budget)
+        sure[query, row] = exact[:, 0] <= radius
         mask[part] = sure
     return mask
 
@@ -111,14 +110,12 @@ def _search(
     while len(pending):
         bound, candidate = lower[pending].topk(c, largest=False)
         candidate = candidate.sort().values
-        query = pending[:, None].expand_as(candidate)
-        exact = _squared(queries, reference, query.flatten(), candidate.flatten(), memory_budget)
-        exact = exact.reshape(candidate.shape)
+        exact = _exact(queries[pending], reference, candidate, memory_budget)
         exact[candidate == exclude[pending, None]] = torch.inf
         exact, order = exact.sort(stable=True)
-        distances[pending] = exact[:, :k].sqrt()
+        distances[pending] = exact[:, :k]
         indices[pending] = candidate.gather(1, order[:, :k])
-        open_ = (bound.amax(1) <= exact[:, k - 1]) & (c < n)
+        open_ = (bound.amax(1) <= exact[:, k - 1].square()) & (c < n)
         pending, c = pending[open_], min(n, 4 * c)
     return distances, indices
 
@@ -142,19 +139,18 @@ def _bounds(
     return lower, upper
 
 
-def _squared(
-    queries: Tensor, reference: Tensor, query: Tensor, row: Tensor, memory_budget: int
-) -> Tensor:
-    """Squared distances of the pairs (query, row) from exact differences, in float64."""
-    out = queries.new_zeros(len(query), dtype=torch.float64)
-    d = queries.shape[1]
-    pairs = max(1, memory_budget // (32 * min(d, _FEATURE_BLOCK)))
-    for start in range(0, len(query), pairs):
-        part = slice(start, start + pairs)
-        for first in range(0, d, _FEATURE_BLOCK):
-            columns = slice(first, first + _FEATURE_BLOCK)
-            x = queries[:, columns][query[part]].to(torch.float64)
-            out[part] += (x - reference[:, columns][row[part]]).square().sum(1)
+def _exact(queries: Tensor, reference: Tensor, candidate: Tensor, memory_budget: int) -> Tensor:
+    """Distances (b, c) of each query to its candidates, from exact differences, in float64."""
+    out = queries.new_empty(candidate.shape, dtype=torch.float64)
+    pairs = max(1, memory_budget // (16 * queries.shape[1]))  # a row in float32 and in float64
+    columns = min(candidate.shape[1], pairs)
+    rows = max(1, pairs // columns)
+    for start in range(0, len(queries), rows):
+        x = queries[start : start + rows, None].to(torch.float64)
+        for first in range(0, candidate.shape[1], columns):
+            part = slice(start, start + rows), slice(first, first + columns)
+            y = reference[candidate[part]].to(torch.float64)
+            out[part] = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
     return out
 
 

@@ -60,6 +60,8 @@ def nearest_training(
     here alpha = 1, theirs is 1/2. Copies would make the mean as small as the distance itself and
     so hide what they cause: equal rows are one image, and near-duplicates of the nearest image
     enter the mean once. A lone distinct image calibrates to 1, or to 0 where it equals the query.
+    In data of dimension d a fresh point falls below t with probability near k t^d: the smaller d,
+    the weaker the evidence.
 
     Args:
         queries: generated images, shape (m, ...).
@@ -69,7 +71,8 @@ def nearest_training(
         exclude: for queries that are training rows, their row, left out; -1 for none.
         embed: map of a batch (b, ...) to (b, e), applied to both sides; None compares pixels.
         tolerance: rows are near-duplicates up to this share of the root mean square distance of
-            the training rows from their mean; 0.05 also takes most re-encoded images.
+            the training rows from their mean; larger for images that were encoded anew. (Where
+            the data are far-apart clusters this spread is theirs: choose it smaller.)
 
     Returns:
         The matches, on the queries' device.
