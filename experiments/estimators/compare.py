@@ -45,7 +45,9 @@ Group = dict[str, np.ndarray]
 def model_side(denoiser: Denoiser) -> dict[str, Callable[..., Any]]:
     """Name the estimators, each at about 16 forward passes (a product counts 0.7, at x: 10)."""
     return {
-        "denoising loss, 16 noises": lambda x, s, g: dsm_lid(denoiser, x, s, n_noises=16, generator=g),
+        "denoising loss, 16 noises": lambda x, s, g: dsm_lid(
+            denoiser, x, s, n_noises=16, generator=g
+        ),
         "trace at x + sigma n, 4 noises, 4 probes": lambda x, s, g: flipd(
             denoiser, x, s, n_noises=4, n_probes=4, trace="hutchinson", generator=g
         ),
@@ -88,8 +90,9 @@ def auroc(low: np.ndarray, high: np.ndarray) -> float:
 
 def contrast(held: np.ndarray, z: np.ndarray) -> float:
     """Median of expected / spread over held-out images."""
-    found = calibrate(held, held, features=z, reference_features=z,
-                      reference_index=np.arange(len(held)))
+    found = calibrate(
+        held, held, features=z, reference_features=z, reference_index=np.arange(len(held))
+    )
     return float(np.median(found.expected / found.spread))
 
 
@@ -161,7 +164,9 @@ def compare_data(train: np.ndarray, held: np.ndarray, rows: Group, sigma: float)
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("assets", type=Path, help="model/, train.npz, holdout.npz, ground_truth.json")
+    parser.add_argument(
+        "assets", type=Path, help="model/, train.npz, holdout.npz, ground_truth.json"
+    )
     parser.add_argument("--held-out", type=int, default=150, help="held-out images")
     parser.add_argument("--once", type=int, default=60, help="images seen once")
     parser.add_argument("--sigma", type=float, default=0.2, help="scale of the data side")
@@ -172,7 +177,9 @@ def main() -> None:
     held = load_images(args.assets / "holdout.npz")
     truth = json.loads((args.assets / "ground_truth.json").read_text())
     rows = groups(train.pixels, truth, args.once, args.seed)
-    x = {name: denoiser.encode(train.select(index.tolist()).batch()) for name, index in rows.items()}
+    x = {
+        name: denoiser.encode(train.select(index.tolist()).batch()) for name, index in rows.items()
+    }
     x["held out"] = denoiser.encode(held.batch(0, args.held_out))
     print("\n".join(compare_models(denoiser, x)), "\n")
     flat = denoiser.encode(train.batch()).flatten(1).numpy()

@@ -116,7 +116,7 @@ def audit(
     directory or a dataset id. Writes results.parquet, audit.json and report.html to --out. A run
     that was stopped, even killed, goes on where it was when the same command is run again.
 
-    [bold]Example[/bold]: memfold audit my-ddpm --data train/ --holdout test/ --generate 500 --out audit
+    [bold]Example[/bold]: memfold audit my-ddpm --data train --holdout test --generate 500 --out dir
     """
     from memfold.audit.plan import Plan
     from memfold.audit.run import run
@@ -141,9 +141,7 @@ def lid(
     sigma: Annotated[
         float | None, typer.Option("--sigma", help="Scale; the knee of the mean curve if left out.")
     ] = None,
-    estimator: Annotated[
-        str, typer.Option("--estimator", help="dsm, flipd or spectral.")
-    ] = "dsm",
+    estimator: Annotated[str, typer.Option("--estimator", help="dsm, flipd or spectral.")] = "dsm",
     noises: Annotated[int, typer.Option("--noises", help="Noises for each image.")] = 16,
     limit: Annotated[int | None, typer.Option("--limit", help="The first so many images.")] = None,
     out: Annotated[str | None, typer.Option("--out", help="Write a .parquet or .csv file.")] = None,

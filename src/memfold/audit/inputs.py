@@ -194,23 +194,43 @@ def read_truth(path: Path, n: int) -> dict[int, str]:
     return truth
 
 
+def read_for(denoiser: Denoiser, source: str, resize: bool) -> Images:
+    """Read images as the model takes them.
+
+    Args:
+        denoiser: the model.
+        source: where the images are.
+        resize: bring images of another size to the model's.
+
+    Returns:
+        The images.
+
+    Raises:
+        InputError: they cannot be read, or do not fit.
+    """
+    if denoiser.space != "latent" and denoiser.shape is not None:
+        c, h, w = denoiser.shape
+        fit = (c, h, w) if resize else None
+        return to_model(load_images(source, fit=fit), (c, h, w))
+    images = load_images(source)
+    _check_latent(denoiser, images)
+    return images
+
+
 def _read(source: str, option: str, denoiser: Denoiser, resize: bool) -> Images:
     try:
-        images = load_images(source)
-        shape = _image_shape(denoiser, images)
-        return images if shape is None else to_model(images, shape, resize=resize)
+        return read_for(denoiser, source, resize)
     except InputError as error:
         raise InputError(f"{option} {error}") from error
 
 
-def _image_shape(denoiser: Denoiser, images: Images) -> tuple[int, int, int] | None:
-    if denoiser.space == "pixels" and denoiser.shape is not None:
-        c, h, w = denoiser.shape
-        return (c, h, w)
+def _check_latent(denoiser: Denoiser, images: Images) -> None:
     got = tuple(denoiser.encode(images.batch(0, 1)).shape[1:])
     if denoiser.shape is not None and got != denoiser.shape:
-        raise InputError(f"images encode to latents {got}, but the model takes {denoiser.shape}")
-    return None
+        raise InputError(
+            f"{images.source}: the images encode to latents {got}, but the model takes "
+            f"{denoiser.shape}; give images of the size that it was trained on"
+        )
 
 
 def _distinct(train: Images) -> Population:
@@ -243,8 +263,11 @@ def _subset(n: int, limit: int | None, seed: int) -> np.ndarray:
 
 def _refuse_overlap(train: Images, holdout: Images, source: str) -> None:
     known = {image.tobytes() for image in train.pixels}
-    seen = [name for name, image in zip(holdout.ids, holdout.pixels, strict=True)
-            if image.tobytes() in known]
+    seen = [
+        name
+        for name, image in zip(holdout.ids, holdout.pixels, strict=True)
+        if image.tobytes() in known
+    ]
     if seen:
         raise InputError(
             f"--holdout {source}: {len(seen)} of {len(holdout)} images stand in the training data "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,18 +16,15 @@ from tqdm import tqdm
 from memfold.denoisers.base import Denoiser
 from memfold.lid.dsm import denoising_residuals
 from memfold.lid.noised import mean_over_noises
-from memfold.lid.scale import ESTIMATORS, default_sigmas
-from memfold.memorization.complexity import features
-from memfold.memorization.conformal import calibrate
+from memfold.lid.scale import ESTIMATORS, knee
 from memfold.sampling.generate import generate
-from memfold.types import Estimate
+from memfold.types import Curve, Estimate
 
 from .plan import Plan
 from .store import Columns, Store, concat
 
 PIECE = 64  # images in a piece: what a killed run loses at most
-_CURVE_NOISES = 8
-_PILOT = 192  # reference images on which sigma is chosen
+_CURVE_NOISES = 4
 T = TypeVar("T")
 
 
@@ -162,33 +160,22 @@ def curves(
     return bench.pieces(stage, label, len(flat), compute)
 
 
-def choose_sigma(
-    bench: Bench, flat: Float[Tensor, "n d"]
-) -> tuple[float, list[float], list[float]]:
-    """Choose the scale at which an exact copy would stand out most from the reference population.
+def choose_sigma(grid: list[float], table: list[list[float]]) -> float:
+    """Choose the scale at the knee of the reference population's mean curve.
 
-    At each sigma of a grid the denoising-loss LID of reference images is regressed on their
-    complexity; an exact copy has LID 0, which lies expected / spread below an ordinary image. The
-    sigma with the largest median of that ratio is taken. Only the reference enters: no subject and
-    no known answer.
+    Only the reference enters: no subject and no known answer. Kneedle is FLIPD's own rule for the
+    scale (Kamkari et al. 2024); one scale for all images keeps them comparable.
 
     Args:
-        bench: plan, store and model.
-        flat: reference images as points.
+        grid: ascending sigmas.
+        table: LID of reference images, one list over the grid for each.
 
     Returns:
-        The sigma, the grid, and the ratio at each of its sigmas.
+        A sigma of the grid.
     """
-    grid = default_sigmas(bench.denoiser)
-    part = flat[:_PILOT]
-    table = np.array(curves(bench, "pilot", "Choosing the scale", part, grid)["curve"])
-    ratios = []
-    for column, sigma in zip(table.T, grid, strict=True):
-        z = features(bench.points(part).float(), sigma).double().numpy()
-        found = calibrate(column, column, features=z, reference_features=z,
-                          reference_index=np.arange(len(column)))
-        ratios.append(float(np.median(found.expected / found.spread)))
-    return grid[int(np.argmax(ratios))], grid, ratios
+    mean = torch.tensor(table, dtype=torch.float64).nanmean(0, keepdim=True)
+    curve = Curve(torch.tensor(grid, dtype=torch.float64), mean, torch.zeros_like(mean), "mean")
+    return grid[int(knee(curve)[0])]
 
 
 def draw(bench: Bench, n: int) -> np.ndarray:
@@ -237,22 +224,15 @@ def with_less_memory(size: int, run: Callable[[int], T]) -> T:
     Raises:
         RuntimeError: memory does not suffice for a batch of one.
     """
-    for smaller in _halves(size):
-        try:
-            return run(smaller)
-        except RuntimeError as error:
-            if smaller == 1 or not _out_of_memory(error):
-                raise
-            tqdm.write(f"memfold: out of memory at batch size {smaller}; halving it")
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-    raise AssertionError("unreachable: the loop returns or raises")
-
-
-def _halves(size: int) -> Iterator[int]:
-    while size >= 1:
-        yield size
-        size //= 2
+    try:
+        return run(size)
+    except RuntimeError as error:
+        if size == 1 or not _out_of_memory(error):
+            raise
+    tqdm.write(f"memfold: out of memory at batch size {size}; halving it", file=sys.stderr)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return with_less_memory(size // 2, run)
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

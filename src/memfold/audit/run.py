@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import Tensor
 import memfold
 from memfold.citations import cite
 from memfold.datasets.images import Images
+from memfold.lid.scale import default_sigmas
 from memfold.memorization.complexity import features
 from memfold.memorization.mmh import Verdicts, judge
 from memfold.memorization.replicate import Matches, nearest_training
@@ -73,7 +73,9 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     train = points(inputs.denoiser, inputs.train)
     with clock("model side"):
         reference_flat = points(inputs.denoiser, inputs.reference.images)
-        sigma, grid, ratios = _scale(bench, reference_flat)
+        grid = default_sigmas(inputs.denoiser)
+        band = curves(bench, "band", "Reference curves", reference_flat[:_BAND], grid)
+        sigma = plan.sigma or choose_sigma(grid, band["curve"])
         sides = [
             _measure(bench, role, label, flat, population, train, sigma)
             for role, label, flat, population in (
@@ -89,8 +91,7 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
         )
         shown = _flagged(verdicts)
         paths = curves(bench, f"curve-{_digest(shown)}", "Curves", subject.flat[shown], grid)
-        band = curves(bench, "band", "Reference curves", reference.flat[:_BAND], grid)
-    facts = _facts(plan, inputs, verdicts, clock, sigma, grid, ratios)
+    facts = _facts(plan, inputs, verdicts, clock, sigma, grid)
     truth = _truth(inputs, subjects)
     if truth is not None:
         facts["ground_truth"] = summary.against_truth(verdicts.kind.tolist(), truth)
@@ -101,11 +102,6 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
 def _store(plan: Plan, inputs: Inputs) -> Store:
     fingerprint = {**plan.settings(), "hashes": inputs.hashes, "memfold": memfold.__version__}
     return Store(plan.out, fingerprint, overwrite=plan.overwrite)
-
-
-def _scale(bench: Bench, flat: Tensor) -> tuple[float, list[float], list[float]]:
-    sigma, grid, ratios = choose_sigma(bench, flat)
-    return (bench.plan.sigma or sigma), grid, ratios
 
 
 def _measure(
@@ -170,7 +166,6 @@ def _facts(
     clock: _Clock,
     sigma: float,
     grid: list[float],
-    ratios: list[float],
 ) -> dict[str, Any]:
     kinds = verdicts.kind.tolist()
     counts, rates = summary.counts_and_rates(kinds)
@@ -195,12 +190,17 @@ def _facts(
         "rates": rates,
         "warnings": [*inputs.warnings, *_warnings(plan, source)],
         "curve_sigmas": grid,
-        "scale_ratios": ratios,
         "ground_truth": None,
         "citations": [c.__dict__ for c in cite(*_cited(plan))],
         "methods": summary.methods(
-            sigma, plan.sigma is None, plan.estimator, plan.data_estimator,
-            len(inputs.reference), source, plan.alpha, plan.noises,
+            sigma,
+            plan.sigma is None,
+            plan.estimator,
+            plan.data_estimator,
+            len(inputs.reference),
+            source,
+            plan.alpha,
+            plan.noises,
         ),
         "seconds": clock.seconds,
         "exit": {"fail_on": list(plan.fail_on), "failed": bool(failed)},
@@ -238,11 +238,26 @@ def _warnings(plan: Plan, source: str) -> Iterator[str]:
 
 
 def _cited(plan: Plan) -> list[str]:
-    model = {"dsm": ["yeats2025dsm"], "flipd": ["kamkari2024flipd", "epperly2024xtrace", "hutchinson1989trace"],
-             "spectral": ["osada2026lhsd", "ubaru2017slq"]}[plan.estimator]
-    data = {"empirical": ["kamkari2024flipd"], "mle": ["levina2004mle", "mackay2005mle"],
-            "lpca": ["fukunaga1971pca"], "twonn": ["facco2017twonn"]}[plan.data_estimator]
-    rest = ["ross2025memorization", *model, *data, "carlini2023extracting", "vovk2005conformal", "bates2023conformal", "benjamini1995fdr"]
+    model = {
+        "dsm": ["yeats2025dsm"],
+        "flipd": ["kamkari2024flipd", "epperly2024xtrace", "hutchinson1989trace"],
+        "spectral": ["osada2026lhsd", "ubaru2017slq"],
+    }[plan.estimator]
+    data = {
+        "empirical": ["kamkari2024flipd"],
+        "mle": ["levina2004mle", "mackay2005mle"],
+        "lpca": ["fukunaga1971pca"],
+        "twonn": ["facco2017twonn"],
+    }[plan.data_estimator]
+    rest = [
+        "ross2025memorization",
+        *model,
+        *data,
+        "carlini2023extracting",
+        "vovk2005conformal",
+        "bates2023conformal",
+        "benjamini1995fdr",
+    ]
     return list(dict.fromkeys(rest))
 
 
@@ -331,11 +346,11 @@ def _results(
     }
 
 
-def _pictures(
-    inputs: Inputs, subjects: Population, matches: Matches, shown: list[int]
-) -> Columns:
+def _pictures(inputs: Inputs, subjects: Population, matches: Matches, shown: list[int]) -> Columns:
     rows = sorted({int(r) for i in shown for r in matches.index[i]})
-    ids = [f"subject:{subjects.ids[i]}" for i in shown] + [f"train:{inputs.train.ids[r]}" for r in rows]
+    ids = [f"subject:{subjects.ids[i]}" for i in shown] + [
+        f"train:{inputs.train.ids[r]}" for r in rows
+    ]
     png = [_png(subjects.images, i) for i in shown] + [_png(inputs.train, r) for r in rows]
     return {"id": ids, "png": png}
 

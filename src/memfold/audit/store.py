@@ -38,7 +38,8 @@ class Store:
             self._claim(json.loads(json.dumps(fingerprint)), overwrite)
         except OSError as error:
             raise InputError(
-                f"{directory} cannot be written to ({error.strerror or error}); choose another --out"
+                f"{directory} cannot be written to ({error.strerror or error}): "
+                "choose another --out"
             ) from error
 
     def _claim(self, fingerprint: dict[str, Any], overwrite: bool) -> None:
@@ -47,7 +48,9 @@ class Store:
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
-                raise InputError(f"{path} is damaged; choose another --out, or --overwrite") from error
+                raise InputError(
+                    f"{path} is damaged; choose another --out, or --overwrite"
+                ) from error
             changed = sorted(
                 k for k in {*found, *fingerprint} if found.get(k) != fingerprint.get(k)
             )

@@ -40,7 +40,9 @@ def counts_and_rates(kinds: Sequence[str]) -> tuple[dict[str, int], dict[str, An
     """
     found = Counter(kinds)
     counts = {kind: found.get(kind, 0) for kind in KINDS}
-    return counts, {kind: rate(count, len(kinds)) for kind, count in counts.items()}
+    rates = {kind: rate(count, len(kinds)) for kind, count in counts.items()}
+    rates["memorized"] = rate(counts["overfitting"] + counts["data"], len(kinds))
+    return counts, rates
 
 
 def against_truth(kinds: Sequence[str], truth: Sequence[str]) -> dict[str, Any]:
@@ -86,8 +88,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def methods(sigma: float, chosen: bool, plan_estimator: str, data_estimator: str, n: int,
-            source: str, alpha: float, noises: int) -> list[str]:
+def methods(
+    sigma: float,
+    chosen: bool,
+    plan_estimator: str,
+    data_estimator: str,
+    n: int,
+    source: str,
+    alpha: float,
+    noises: int,
+) -> list[str]:
     """Say in plain words what was done.
 
     Args:
@@ -119,8 +129,8 @@ def methods(sigma: float, chosen: bool, plan_estimator: str, data_estimator: str
         "twonn": "TwoNN (Facco et al. 2017)",
     }[data_estimator]
     how = (
-        "It is the scale at which an exact copy would stand out most from the reference population; "
-        "no subject and no known answer enters its choice."
+        "It is the knee of the reference population's mean curve over scales; no subject and no "
+        "known answer enters its choice."
         if chosen
         else "It was given by the user."
     )

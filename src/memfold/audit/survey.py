@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from memfold.datasets.images import Images, load_images, to_model
+from memfold.datasets.images import Images, load_images
 from memfold.denoisers.adapters.diffusers import load
 from memfold.lid.scale import ESTIMATORS, knee, lid_curve
 from memfold.memorization.replicate import duplicate_groups
 from memfold.types import Curve, InputError
 
 from .data_side import neighbor_estimator
+from .inputs import read_for
 from .store import write_table, write_text
 
 
@@ -81,10 +82,7 @@ def model_lid(
     if limit is not None and limit < 1:
         raise InputError(f"--limit = {limit}; take 1 or more")
     denoiser = load(model, class_label=class_label, device=device, allow_pickle=allow_pickle)
-    found = load_images(images)
-    if denoiser.space == "pixels" and denoiser.shape is not None:
-        c, h, w = denoiser.shape
-        found = to_model(found, (c, h, w), resize=resize)
+    found = read_for(denoiser, images, resize)
     x = torch.cat([denoiser.encode(found.batch(i, i + 64)) for i in range(0, len(found), 64)])
     x = x[:limit]
     generator = torch.Generator().manual_seed(seed)
