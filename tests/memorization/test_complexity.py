@@ -57,6 +57,12 @@ def test_png_is_read_by_its_size():
     assert 60 < png_size(grey).item() < png_size(colour).item() + 20
 
 
+def test_counts_of_half_precision_do_not_overflow():
+    x = torch.rand(1, 3, 256, 256, generator=torch.Generator().manual_seed(1)).half()
+    assert torch.isfinite(features(x, 0.01)).all()
+    assert features(x, 0.01)[0, 0] > 2**17
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [

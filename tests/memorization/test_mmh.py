@@ -15,7 +15,7 @@ UNCORRECTED = {"complexity": None, "reference_complexity": None}
 
 def test_false_calls_when_nothing_is_memorized():
     """All calls are false, so that FDR is the chance of any: at most alpha, over many seeds."""
-    worlds = 250
+    worlds = 200
     called = [judge(**world(s, m=30, n=150).arguments()).memorized.any() for s in range(worlds)]
     assert sum(called) <= binom.isf(SURE, worlds, ALPHA)
 
@@ -23,7 +23,7 @@ def test_false_calls_when_nothing_is_memorized():
 @pytest.mark.parametrize("bad", [10, 50])
 def test_false_discovery_rate_and_power(bad):
     """The mean share of false calls, with a tenth and with half of the subjects memorized."""
-    share, hits, worlds = [], 0, 60
+    share, hits, worlds = [], 0, 50
     for seed in range(worlds):
         memorized = judge(**world(seed, overfitting=bad, n=500).arguments()).memorized
         share.append(memorized[bad:].sum() / max(1, memorized.sum()))
@@ -34,7 +34,7 @@ def test_false_discovery_rate_and_power(bad):
 
 def test_simple_images_are_not_called_memorized():
     """Twenty of the simplest held-out images: most are called without the correction."""
-    corrected, uncorrected, worlds = 0, [], 60
+    corrected, uncorrected, worlds = 0, [], 40
     for seed in range(worlds):
         w = world(seed, m=20, n=1000, simple=True)
         corrected += judge(**w.arguments()).memorized.any()
@@ -46,7 +46,7 @@ def test_simple_images_are_not_called_memorized():
 def test_the_lowest_decile_of_a_fair_sample():
     """p-values of simple subjects alone are valid only with the correction."""
     p, raw = [], []
-    for seed in range(25):
+    for seed in range(15):
         w = world(seed, m=200, n=500)
         lowest = w.complexity[:, 0] <= np.quantile(w.reference_complexity, 0.1)
         p.append(judge(**w.arguments()).p_value[lowest])

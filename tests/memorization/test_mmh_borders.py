@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from memfold.memorization.mmh import judge
-from memfold.types import InputError
+from memfold.types import Estimate, InputError
 from tests.memorization.worlds import estimate, world
 
 
@@ -199,6 +199,14 @@ def test_tensors_of_single_precision_with_gradients():
     z = torch.tensor(w.complexity, dtype=torch.float32, requires_grad=True)
     v = judge(**w.arguments(complexity=z))
     np.testing.assert_allclose(v.p_value, judge(**w.arguments()).p_value, atol=0.01)
+
+
+def test_estimates_of_half_precision():
+    w = world(15, overfitting=5)
+    half = torch.tensor(w.model, dtype=torch.bfloat16)
+    v = judge(**w.arguments(model=Estimate(half, torch.zeros_like(half), 0.2, "half")))
+    same = judge(**w.arguments(model=estimate(half.double())))
+    assert (v.kind == same.kind).all()
 
 
 def test_no_subject():

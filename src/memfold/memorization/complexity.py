@@ -1,4 +1,7 @@
-"""How complex an image is, measured on the image alone: the confounder of every LID."""
+"""How complex an image is, measured on the image alone: the confounder of every LID.
+
+Results are float64 on the CPU, whatever the image: counts of large images overflow half precision.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def edge_count(x: Float[Tensor, "b *d"], sigma: float) -> Float[Tensor, " b"]:
     first rotated by the orthonormal cosine transform, so that grey in three channels counts once.
     """
     a = dct(_array(x, sigma), axis=1, norm="ortho")
-    return (_soft_count(np.diff(a, axis=2), sigma) + _soft_count(np.diff(a, axis=3), sigma)).to(x)
+    return _soft_count(np.diff(a, axis=2), sigma) + _soft_count(np.diff(a, axis=3), sigma)
 
 
 def spectral_count(x: Float[Tensor, "b *d"], sigma: float) -> Float[Tensor, " b"]:
@@ -51,7 +54,7 @@ def spectral_count(x: Float[Tensor, "b *d"], sigma: float) -> Float[Tensor, " b"
     sum a^2 / (a^2 + sigma^2) over the orthonormal discrete cosine coefficients a of channels,
     rows and columns: the LID at scale sigma of a Gaussian with variances a^2.
     """
-    return _soft_count(dctn(_array(x, sigma), axes=(1, 2, 3), norm="ortho"), sigma).to(x)
+    return _soft_count(dctn(_array(x, sigma), axes=(1, 2, 3), norm="ortho"), sigma)
 
 
 def png_size(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
@@ -68,7 +71,7 @@ def png_size(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
             "use features(x, sigma) for latents"
         )
     levels = ((x.detach().cpu().double() + 1) * 127.5).round().to(torch.uint8)
-    return torch.tensor([_png(a) for a in levels.movedim(1, -1).numpy()]).to(x)
+    return torch.tensor([_png(a) for a in levels.movedim(1, -1).numpy()]).double()
 
 
 def _png(a: ndarray) -> int:

@@ -7,6 +7,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Shaped
 from numpy import ndarray
 from numpy.typing import ArrayLike
@@ -65,16 +66,16 @@ def judge(
 ) -> Verdicts:
     """Judge m subjects against n images that the model cannot have memorized.
 
-    A subject whose model-side LID is too low for its complexity, after Benjamini-Hochberg at
-    alpha, is memorized: by the data where its data-side LID is too low as well, by overfitting
-    where it is not (Ross et al. 2025). The rule, assumptions and failures: docs/verdict.md.
+    Too low a model-side LID for the complexity, after Benjamini-Hochberg at alpha, is memorized:
+    by the data where the data-side LID is too low as well, by overfitting where it is not (Ross
+    et al. 2025). The rule, its assumptions and when it fails: docs/verdict.md.
 
     Args:
         model: model-side LID of the subjects.
         data: data-side LID of the subjects; without it kinds stay undetermined.
         reference_model: model-side LID of the reference, measured in the same way.
         reference_data: data-side LID of the reference.
-        complexity: covariates (m, p) of the images alone, as of `complexity.features`.
+        complexity: covariates (m, p) of the images alone: `complexity.features(x, sigma)`.
         reference_complexity: the same (n, p) of the reference.
         misfit: a number (m,) that is large where the model does not fit.
         reference_misfit: the same (n,) of the reference.
@@ -243,7 +244,7 @@ def _bench(
 def _array(values: Any, size: int | None = None) -> ndarray:
     """As a float64 array (never written into), of the given length."""
     if isinstance(values, Tensor):
-        values = values.detach().cpu()
+        values = values.detach().to("cpu", torch.float64)
     a = np.asarray(values, dtype=np.float64)
     if size is not None and a.shape != (size,):
         raise InputError(f"expected one number for each of {size} images, got shape {a.shape}")
