@@ -67,6 +67,22 @@ def test_exact_under_exchangeability(kind):
         assert binom.ppf(SURE, worlds, level) <= hits <= binom.isf(SURE, worlds, level)
 
 
+@pytest.mark.parametrize("kind", ["normal", "heavy"])
+def test_exact_in_any_population(kind):
+    """Let each of 60 images be the subject in turn: exactly k of them have p <= k / 60."""
+    z, y = null(np.random.default_rng(8), 60, kind)
+    p = [
+        calibrate(
+            y[i : i + 1],
+            np.delete(y, i),
+            features=z[i : i + 1],
+            reference_features=np.delete(z, i, 0),
+        ).p_value[0]
+        for i in range(60)
+    ]
+    np.testing.assert_allclose(np.sort(p), np.arange(1, 61) / 60)
+
+
 def test_ties_are_conservative():
     """Whole-numbered LIDs tie; the p-value may only grow."""
     worlds = 300
