@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_SHIFT = 1e-11  # least relative shift: what follows divides by it, in double precision
+
 
 def xnystrace(
     probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"]
@@ -30,7 +32,7 @@ def xnystrace(
         Value and standard error, each of shape (b,).
     """
     w, y = probes.double(), products.double()
-    d, eps = w.shape[2], torch.finfo(products.dtype).eps
+    d, eps = w.shape[2], max(torch.finfo(products.dtype).eps, _SHIFT)
     shift = eps * y.flatten(1).norm(dim=1) / w.shape[1] ** 0.5 + torch.finfo(y.dtype).tiny
     for _ in range(3):
         shifted = y + shift[:, None, None] * w

@@ -23,6 +23,7 @@ Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xnystrace")
 _FIRST = 4  # probes of the first block, from which `auto` decides
 _ENOUGH = 16  # probes from which their spread is trusted; with fewer, `auto` stops at tol / 10
+_DEPENDENT = 1e-4  # squared singular value below which a basis vector adds nothing
 _SMALL = 32  # dimensions up to which `auto` is exact
 _SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
 _NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
@@ -59,8 +60,8 @@ def trace(
 
     `auto` draws a few probes and looks whether the operator is symmetric and positive
     semi-definite. Where it is, XNysTrace doubles its probes until its standard error is below
-    `tol`; where it is not, Hutchinson's estimator takes `n_probes`, or as many as were drawn until
-    a negative direction showed.
+    `tol`; where it is not, or a negative direction shows later, Hutchinson's estimator takes
+    `n_probes`.
 
     Args:
         product: `(v, rows) -> A v` for the operators numbered `rows`; v has shape (r, *d). The
@@ -161,11 +162,12 @@ def diagnose(
 
     For random signs E (w_i^T A w_j)^2 = |A|_F^2 off the diagonal, so that the antisymmetric part of
     the k x k matrix W A W^T, against the symmetric one, estimates that of A. Where A passes, the
-    smallest Ritz value on the span of the products is compared with the largest.
+    smallest Ritz value on the span of W and A W is compared with the largest: two block Lanczos
+    steps, which show a bulk of small negative eigenvalues beside a few large positive ones.
 
     Args:
         product: as in `trace`.
-        probes: random signs, shape (b, k, d).
+        probes: random signs w, shape (b, k, d).
         products: A w, shape (b, k, d).
         x: the points.
         rows: their numbers, shape (b,).
@@ -176,15 +178,28 @@ def diagnose(
     m = (probes @ products.mT).double()
     off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
     anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
-    passed = anti <= _SYMMETRIC * sym
-    symmetric = passed.clone()
-    if passed.any():
-        some = passed.nonzero()[:, 0]
+    symmetric = anti <= _SYMMETRIC * sym
+    passed = symmetric.clone()
+    if symmetric.any():
+        some = symmetric.nonzero()[:, 0]
         q = torch.linalg.qr(products[some].mT).Q.mT
-        ritz = q @ _products(product, q, x[some], rows[some]).mT
-        values = torch.linalg.eigvalsh((ritz + ritz.mT).double() / 2)
+        image = _products(product, q, x[some], rows[some])
+        unit = probes.shape[2] ** -0.5  # of a probe's own length
+        values = _ritz(
+            torch.cat([unit * probes[some], q], 1), torch.cat([unit * products[some], image], 1)
+        )
         passed[some] = values[:, 0] >= -_NEGATIVE * values[:, -1].abs()
     return passed, symmetric
+
+
+def _ritz(basis: Float[Tensor, "b k d"], image: Float[Tensor, "b k d"]) -> Float[Tensor, "b k"]:
+    """Ritz values of symmetric A on the span of `basis`, given its image; dependent ones are 0."""
+    b, ab = basis.double(), image.double()
+    l, v = torch.linalg.eigh(b @ b.mT)
+    kept = l > _DEPENDENT * l[:, -1:]
+    p = v * torch.where(kept, l.clamp_min(_DEPENDENT).rsqrt(), 0)[:, None, :]
+    m = p.mT @ (b @ ab.mT) @ p
+    return torch.linalg.eigvalsh((m + m.mT) / 2)
 
 
 def _refuse_indefinite(value: Float[Tensor, " b"], products: Float[Tensor, "b k d"]) -> None:
@@ -214,11 +229,9 @@ def _auto(
         count = products.shape[1]
         spent[active] = count
         new, error = xnystrace(probes, products)
+        value[active], stderr[active] = new, error
         fine = new.isfinite()
         low[active] = fine
-        plain, plain_error = hutchinson(probes, products)
-        value[active] = torch.where(fine, new, plain)
-        stderr[active] = torch.where(fine, error, plain_error)
         on = fine & (error > (tol if count >= _ENOUGH else tol / 10))
         if count >= limit or not on.any():
             break
@@ -227,7 +240,14 @@ def _auto(
         more = rademacher_like(x[active], min(count, limit - count), seed).flatten(2)
         probes = torch.cat([probes, more], 1)
         products = torch.cat([products, _products(product, more, x[active], rows[active])], 1)
-    return Trace(value, stderr, spent + _FIRST * looked, low)
+    spent += _FIRST * looked
+    late = (looked & ~low & ~value.isfinite()).nonzero()[:, 0]
+    if len(late):  # fresh probes: what the others showed is no matter of chance any more
+        probes = rademacher_like(x[late], max(n_probes, _FIRST), seed + 1).flatten(2)
+        products = _products(product, probes, x[late], late)
+        value[late], stderr[late] = hutchinson(probes, products)
+        spent[late] += probes.shape[1]
+    return Trace(value, stderr, spent, low)
 
 
 def _products(product: Product, probes: Tensor, x: Tensor, rows: Tensor) -> Tensor:
