@@ -1,0 +1,267 @@
+"""Traces against dense truths: no bias, calibrated errors, exactness, and the choice of `auto`."""
+
+import re
+
+import pytest
+import torch
+
+from memfold.linalg.trace import trace
+from memfold.types import InputError
+from tests.oracles import rotation, seeded, z_score
+
+D, RUNS = 60, 3000
+
+
+def low_rank(d=D, rank=8, seed=0):
+    q = rotation(d, rank, seed)
+    return (q * (0.3 + torch.rand(rank, generator=seeded(seed), dtype=torch.float64))) @ q.mT
+
+
+def decaying(d=D):
+    q = rotation(d, d, 3)
+    return (q * 0.8 ** torch.arange(d, dtype=torch.float64)) @ q.mT
+
+
+def nonsymmetric(d=D):
+    return low_rank(d) + 0.1 * torch.randn(d, d, generator=seeded(5), dtype=torch.float64)
+
+
+def indefinite(d=D):
+    q = rotation(d, d, 4)
+    return (q * torch.linspace(-1, 2, d, dtype=torch.float64)) @ q.mT
+
+
+OPERATORS = {
+    "low rank": low_rank(),
+    "decaying": decaying(),
+    "nonsymmetric": nonsymmetric(),
+    "indefinite": indefinite(),
+}
+
+
+def run(a, runs=RUNS, **options):
+    """Estimate the trace of one operator in independent runs: each point keys its own probes."""
+    x = torch.randn(runs, len(a), generator=seeded(7), dtype=torch.float64)
+    return trace(lambda v, rows: v @ a.mT, x, seed=11, **options)
+
+
+ALL = [
+    ("hutchinson", "low rank", 5),
+    ("hutchinson", "nonsymmetric", 2),
+    ("hutchinson", "indefinite", 4),
+    ("hutch++", "low rank", 12),
+    ("hutch++", "decaying", 9),
+    ("hutch++", "nonsymmetric", 9),
+    ("hutch++", "indefinite", 12),
+    ("xnystrace", "low rank", 4),
+    ("xnystrace", "decaying", 6),
+    ("xnystrace", "decaying", 12),
+]
+
+
+@pytest.mark.parametrize(("method", "operator", "n"), ALL)
+def test_estimate_is_unbiased(method, operator, n):
+    a = OPERATORS[operator]
+    result = run(a, method=method, n_probes=n)
+    assert abs(z_score(result.value - a.trace())) < 4
+    assert result.products.unique().tolist() == [n]
+
+
+@pytest.mark.parametrize(("method", "operator", "n"), [c for c in ALL if c[0] != "xnystrace"])
+def test_standard_error_is_calibrated(method, operator, n):
+    # E stderr^2 is the variance: their difference has mean 0
+    a = OPERATORS[operator]
+    result = run(a, method=method, n_probes=n)
+    assert abs(z_score((result.value - a.trace()) ** 2 - result.stderr**2)) < 4
+
+
+@pytest.mark.parametrize(("rank", "n"), [(40, 6), (40, 12), (20, 15), (12, 12)])
+def test_jackknife_of_xnystrace_is_conservative_but_not_absurdly(rank, n):
+    a = low_rank(rank=rank)
+    result = run(a, method="xnystrace", n_probes=n)
+    actual = (result.value - a.trace()).square().mean().sqrt()
+    stated = result.stderr.square().mean().sqrt()
+    # Efron and Stein: at most 1; 1.2 holds room for the spread over runs. Near the rank the
+    # jackknife may overstate without bound, as the truth goes to 0.
+    assert float(actual / stated) < 1.2
+    if n <= rank / 2:
+        assert float(actual / stated) > 0.5
+
+
+@pytest.mark.parametrize(("rank", "atol"), [(0, 1e-300), (1, 1e-4), (5, 1e-4), (8, 1e-4), (9, 0.1)])
+def test_xnystrace_is_exact_when_probes_outnumber_the_rank(rank, atol):
+    a = low_rank(rank=rank) if rank else torch.zeros(D, D, dtype=torch.float64)
+    result = run(a, runs=50, method="xnystrace", n_probes=10)
+    # the shift of 1e-11 leaves rounding of 1e-16 / 1e-11; with one probe more than the rank, a
+    # square random matrix is inverted, whose smallest eigenvalue may be small itself
+    torch.testing.assert_close(result.value, a.trace().expand(50), rtol=0, atol=atol)
+    if rank < 8:  # the jackknife leaves out two probes of ten
+        assert float(result.stderr.max()) < 1e-4
+
+
+def test_xnystrace_is_exact_in_single_precision():
+    a = low_rank(200, 9).float()
+    x = torch.randn(50, 200, generator=seeded())
+    result = trace(lambda v, rows: v @ a, x, method="xnystrace", n_probes=12, seed=1)
+    torch.testing.assert_close(result.value, a.trace().expand(50), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_exact_is_exact(operator):
+    a = OPERATORS[operator]
+    result = run(a, runs=3, method="exact")
+    torch.testing.assert_close(result.value, a.trace().expand(3))
+    assert result.stderr.tolist() == [0, 0, 0]
+    assert result.products.tolist() == [D] * 3
+
+
+def test_more_probes_than_dimensions_are_exact():
+    result = run(OPERATORS["decaying"], runs=2, method="xnystrace", n_probes=D + 5)
+    torch.testing.assert_close(result.value, OPERATORS["decaying"].trace().expand(2))
+
+
+def test_hutchinson_is_exact_on_a_diagonal():
+    a = torch.diag(torch.linspace(-3, 5, D, dtype=torch.float64))
+    torch.testing.assert_close(run(a, runs=9, method="hutchinson").value, a.trace().expand(9))
+
+
+@pytest.mark.parametrize("dimension", [10, 50, 200])
+def test_errors_after_twelve_products_in_a_thousand_dimensions(dimension):
+    d, n, runs = 1000, 12, 300
+    q = rotation(d, dimension, 2, torch.float32)
+    x = torch.randn(runs, d, generator=seeded(3))
+
+    def rms(method):
+        result = trace(lambda v, rows: (v @ q) @ q.mT, x, method=method, n_probes=n, seed=5)
+        return float((result.value - dimension).square().mean().sqrt())
+
+    square, diagonal = dimension, float((q**2).sum(1).square().sum())  # |J|_F^2 of a projection
+    theory = (2 * (square - diagonal) / n) ** 0.5
+    assert rms("hutchinson") == pytest.approx(theory, rel=4 / (2 * runs) ** 0.5)
+    if dimension < n:
+        assert rms("xnystrace") < 0.05
+    else:  # nothing is gained on a flat spectrum before the rank, and little lost
+        assert 0.7 * theory < rms("xnystrace") < 1.6 * theory
+
+
+# --- auto
+
+
+@pytest.mark.parametrize("operator", ["nonsymmetric", "indefinite"])
+def test_auto_takes_hutchinson_where_it_must(operator):
+    a = OPERATORS[operator]
+    result = run(a, n_probes=4)
+    assert not result.low_rank.any()
+    assert abs(z_score(result.value - a.trace())) < 4
+    assert abs(z_score((result.value - a.trace()) ** 2 - result.stderr**2)) < 4
+
+
+@pytest.mark.parametrize("size", [0.02, 0.05, 0.2])
+def test_auto_finds_many_small_negative_eigenvalues(size):
+    # what a trained network has off its manifold; the span of four products does not show it
+    d, rank = 300, 20
+    q = rotation(d, d, 1)
+    l = torch.full((d,), -size, dtype=torch.float64)
+    l[:rank] = 1
+    a = (q * l) @ q.mT
+    result = run(a, runs=500, tol=0.1)
+    assert not result.low_rank.any()
+    assert abs(z_score(result.value - a.trace())) < 4
+
+
+def test_auto_takes_the_low_rank_route_where_it_may():
+    a = OPERATORS["low rank"]
+    result = run(a, runs=100, tol=1e-4)
+    assert result.low_rank.all()
+    torch.testing.assert_close(result.value, a.trace().expand(100), rtol=1e-4, atol=1e-4)
+    assert result.products.unique().tolist() == [20]  # rank 8: 16 probes, 4 for the look
+
+
+@pytest.mark.parametrize("rank", [3, 6, 30])
+def test_auto_keeps_its_tolerance(rank):
+    a = low_rank(300, rank)
+    result = run(a, runs=500, tol=0.5)
+    assert float(result.stderr.max()) <= 0.5
+    # a lucky spread of few probes must not end it: no run is 4 tolerances off
+    assert float((result.value - a.trace()).abs().max()) < 2.0
+    assert abs(float((result.value - a.trace()).mean())) < 0.02
+
+
+def test_auto_stops_at_max_probes_with_an_honest_error():
+    a = low_rank(300, 200)
+    result = run(a, runs=200, tol=0.01, max_probes=16)
+    assert result.products.unique().tolist() == [20]
+    actual = (result.value - a.trace()).square().mean().sqrt()
+    assert 0.5 < float(actual / result.stderr.square().mean().sqrt()) < 1.2
+
+
+def test_auto_decides_for_each_operator_of_a_batch():
+    good, bad = low_rank(), nonsymmetric()
+    stack = torch.stack([good, bad, good])
+    x = torch.randn(3, D, generator=seeded(), dtype=torch.float64)
+
+    def product(v, rows):
+        return torch.einsum("rij,rj->ri", stack[rows], v)
+
+    result = trace(product, x, tol=1e-4, seed=1)
+    assert result.low_rank.tolist() == [True, False, True]
+    torch.testing.assert_close(result.value[::2], good.trace().expand(2), rtol=1e-4, atol=1e-4)
+    for i in range(3):  # and alone as in the batch
+        one = trace(lambda v, rows, i=i: v @ stack[i].mT, x[i : i + 1], tol=1e-4, seed=1)
+        torch.testing.assert_close(one.value[0], result.value[i], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(one.stderr[0], result.stderr[i], rtol=1e-6, atol=1e-6)
+        assert one.products[0] == result.products[i]
+
+
+def test_products_are_counted():
+    calls = []
+
+    def product(v, rows):
+        calls.extend(rows.tolist())
+        return v @ OPERATORS["low rank"]
+
+    x = torch.randn(4, D, generator=seeded(), dtype=torch.float64)
+    result = trace(product, x, seed=1)
+    assert result.products.tolist() == [calls.count(i) for i in range(4)]
+
+
+def test_auto_is_exact_in_few_dimensions():
+    a = nonsymmetric(20)
+    result = run(a, runs=2)
+    torch.testing.assert_close(result.value, a.trace().expand(2))
+    assert result.stderr.tolist() == [0, 0]
+
+
+def test_probes_depend_on_the_seed_and_the_point_alone():
+    a, x = OPERATORS["indefinite"], torch.randn(4, D, generator=seeded(), dtype=torch.float64)
+
+    def value(x, seed):
+        return trace(lambda v, rows: v @ a, x, method="hutchinson", seed=seed).value
+
+    whole = value(x, 1)
+    torch.testing.assert_close(value(x.flip(0), 1).flip(0), whole)
+    torch.testing.assert_close(value(x[2:3], 1), whole[2:3])
+    assert bool((value(x, 2) != whole).all())
+    assert len(whole.unique()) == 4
+
+
+# --- refusals
+
+
+def test_xnystrace_refuses_an_indefinite_operator():
+    with pytest.raises(InputError, match="operator 0 has negative eigenvalues"):
+        run(OPERATORS["indefinite"], runs=2, method="xnystrace", n_probes=20)
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(InputError, match=r"'hutch' is unknown; choose from auto, exact, hutch"):
+        run(OPERATORS["indefinite"], runs=2, method="hutch")
+
+
+@pytest.mark.parametrize(("method", "least"), [("hutchinson", 2), ("xnystrace", 3), ("hutch++", 6)])
+def test_too_few_probes_are_refused(method, least):
+    match = re.escape(f"n_probes = {least - 1} gives {method} no standard error; take {least}")
+    with pytest.raises(InputError, match=match):
+        run(OPERATORS["low rank"], runs=2, method=method, n_probes=least - 1)
+    result = run(OPERATORS["low rank"], runs=2, method=method, n_probes=least)
+    assert bool(result.stderr.isfinite().all())
