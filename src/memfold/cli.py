@@ -70,12 +70,16 @@ def audit(
     truth: Annotated[
         str | None, typer.Option("--truth", help="JSON with known answers, to compare with.")
     ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option("--embedding", help="TorchScript image embedding: nearest images in it too."),
+    ] = None,
     estimator: Annotated[
         str, typer.Option("--estimator", help="Model side: dsm, flipd or spectral.")
     ] = "dsm",
     data_estimator: Annotated[
-        str, typer.Option("--data-estimator", help="Data side: empirical, mle, lpca or twonn.")
-    ] = "empirical",
+        str, typer.Option("--data-estimator", help="Data side: mle, lpca, twonn or empirical.")
+    ] = "mle",
     sigma: Annotated[
         float | None, typer.Option("--sigma", help="Scale; chosen on the reference if left out.")
     ] = None,
@@ -185,8 +189,8 @@ def data_lid(
     estimator: Annotated[str, typer.Option("--estimator", help="mle, lpca or twonn.")] = "mle",
     neighbors: Annotated[int, typer.Option("--neighbors", help="Images around each.")] = 20,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Near-duplicates: largest RMS difference, 0 to 1.")
-    ] = 0.02,
+        float, typer.Option("--tolerance", help="Near-duplicates: distance, share of the spread.")
+    ] = 0.05,
     limit: Annotated[int, typer.Option("--limit", help="Print the lowest so many.")] = 20,
     out: Annotated[str | None, typer.Option("--out", help="Write a .parquet or .csv file.")] = None,
     json_: Json = False,

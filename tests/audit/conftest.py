@@ -43,14 +43,14 @@ def smooth(n: int, seed: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write train.npz with 10 copies of its first image, holdout.npz, samples/ of PNG files."""
+    """Write train.npz (40 images, 10 copies of the first), holdout.npz and samples/."""
     root = tmp_path_factory.mktemp("data")
-    train = smooth(60, 0)
+    train = smooth(40, 0)
     np.savez(root / "train.npz", images=np.concatenate([train, train[:1].repeat(10, 0)]))
-    np.savez(root / "holdout.npz", images=smooth(50, 1))
+    np.savez(root / "holdout.npz", images=smooth(40, 1))
     (root / "samples").mkdir()
     for i, image in enumerate(smooth(5, 2)):
         Image.fromarray(image).save(root / "samples" / f"{i}.png")
     Image.fromarray(train[3]).save(root / "samples" / "<script>alert(1)<\\script>.png")
-    (root / "truth.json").write_text('{"duplicated": [[0, 60, 61]], "rare": [7]}')
+    (root / "truth.json").write_text('{"duplicated": [[0, 40, 41]], "rare": [7]}')
     return root

@@ -152,7 +152,7 @@ CASES: dict[str, tuple[Make, str]] = {
     "sigma negative": (lambda p, d, s: audit(p, d / "train.npz", s, T, "--sigma", "-1"), "-1"),
     "sigma is no number": (
         lambda p, d, s: audit(p, d / "train.npz", s, T, "--sigma", "small"),
-        "small",
+        "'--sigma'",
     ),
     "unknown estimator": (
         lambda p, d, s: audit(p, d / "train.npz", s, T, "--estimator", "nb"),
@@ -215,7 +215,7 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "data-lid, tolerance": (
         lambda p, d, s: ["data-lid", str(d / "train.npz"), "--tolerance", "2"],
-        "0.02",
+        "0.05",
     ),
     "data-lid, suffix": (
         lambda p, d, s: ["data-lid", str(d / "train.npz"), "--out", str(s / "x.xls")],

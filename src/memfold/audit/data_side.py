@@ -37,7 +37,7 @@ def data_side(
         LID and standard error, each of shape (m,).
     """
     estimator = (
-        EmpiricalLID(sigma=sigma, n_neighbors=plan.neighbors)
+        EmpiricalLID(sigma=sigma, n_neighbors=plan.neighbors, at="x")
         if plan.data_estimator == "empirical"
         else neighbor_estimator(plan.data_estimator, plan.neighbors)
     )

@@ -64,7 +64,7 @@ class Bench:
                 stop = min(n, start + PIECE)
                 cached = self.store.has(stage, start)
                 done.append(self.store.piece(stage, start, lambda a=start, b=stop: compute(a, b)))  # type: ignore[misc]
-                if cached:
+                if cached and self.progress:
                     bar.initial += stop - start  # the time estimate counts new work alone
                 bar.update(stop - start)
         return concat(done)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from memfold.lid.scale import ESTIMATORS
 from memfold.types import InputError
 
-DATA_ESTIMATORS = ("empirical", "mle", "lpca", "twonn")
+DATA_ESTIMATORS = ("mle", "lpca", "twonn", "empirical")
 KINDS = ("overfitting", "data", "undetermined")
 
 
@@ -29,8 +30,10 @@ class Plan:
         train_points: judge the training images themselves.
         limit: judge at most so many subjects, chosen by the seed.
         truth: JSON file with known answers, for comparison only.
+        embedding: TorchScript file of an image embedding, for evidence beside the pixels: it is
+            given images (b, 3, h, w) in [0, 1].
         estimator: model-side LID: "dsm", "flipd" or "spectral".
-        data_estimator: data-side LID: "empirical", "mle", "lpca" or "twonn".
+        data_estimator: data-side LID: "mle", "lpca", "twonn" or "empirical".
         sigma: the scale; chosen on the reference population where None.
         noises: noises for each image.
         probes: products for each noise, where the estimator takes any.
@@ -58,8 +61,9 @@ class Plan:
     train_points: bool = False
     limit: int | None = None
     truth: str | None = None
+    embedding: str | None = None
     estimator: str = "dsm"
-    data_estimator: str = "empirical"
+    data_estimator: str = "mle"
     sigma: float | None = None
     noises: int = 16
     probes: int = 4
@@ -119,9 +123,33 @@ class Plan:
         """Give every argument, for the record."""
         return asdict(self) | {"fail_on": list(self.fail_on)}
 
+    def command(self) -> str:
+        """Write the command line that repeats this audit; defaults are left out."""
+        words = ["memfold", "audit", self.model]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "model" or value == field.default:
+                continue
+            words.append(f"--{field.name.replace('_', '-')}")
+            if isinstance(value, tuple):
+                value = ",".join(value)
+            if value is not True:
+                words.append(str(value))
+        return shlex.join(words)
+
     def settings(self) -> dict[str, Any]:
         """Give the arguments on which the numbers depend; paths enter by their contents."""
-        leave = {"model", "data", "holdout", "samples", "truth", "out", "fail_on", "overwrite"}
+        leave = {
+            "model",
+            "data",
+            "holdout",
+            "samples",
+            "truth",
+            "embedding",
+            "out",
+            "fail_on",
+            "overwrite",
+        }
         leave |= {"title", "batch_size", "alpha"}
         return {k: v for k, v in asdict(self).items() if k not in leave}
 

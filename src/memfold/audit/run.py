@@ -29,13 +29,14 @@ from memfold.types import Estimate
 
 from . import summary
 from .data_side import data_side
-from .inputs import Inputs, Population, generated, points, read_inputs
+from .inputs import Inputs, Population, embed, generated, points, read_inputs
 from .measure import Bench, choose_sigma, curves, draw, model_side
 from .plan import Plan
 from .store import Columns, Store, write_table, write_text
 
 _BAND = 64  # reference images with a curve
 _SHOWN = 300  # flagged subjects with pictures and a curve
+_CALIBRATE = 50  # training images by whose mean distance a distance is calibrated
 _TOP = 5  # training images shown beside a subject
 
 
@@ -86,17 +87,36 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     reference, subject = sides
     verdicts = _judge(plan, inputs, subjects, reference, subject)
     with clock("evidence"):
+        k = min(_CALIBRATE, len(train) - 1)
         matches = nearest_training(
-            subject.flat, train, top=_TOP, exclude=torch.from_numpy(subjects.row)
+            subject.flat, train, k=k, top=min(_TOP, k), exclude=torch.from_numpy(subjects.row)
         )
+        embedded = _embedded(plan, inputs, subjects)
         shown = _flagged(verdicts)
         paths = curves(bench, f"curve-{_digest(shown)}", "Curves", subject.flat[shown], grid)
     facts = _facts(plan, inputs, verdicts, clock, sigma, grid)
     truth = _truth(inputs, subjects)
     if truth is not None:
         facts["ground_truth"] = summary.against_truth(verdicts.kind.tolist(), truth)
-    _write(plan, inputs, subjects, sides, verdicts, matches, shown, paths, band, truth, facts)
+    _write(
+        plan, inputs, subjects, sides, verdicts, matches, embedded, shown, paths, band, truth, facts
+    )
     return facts
+
+
+def _embedded(plan: Plan, inputs: Inputs, subjects: Population) -> Columns:
+    """Find the nearest training image in the user's own embedding, where one is given."""
+    if plan.embedding is None:
+        return {}
+    query, train = (
+        embed(Path(plan.embedding), images) for images in (subjects.images, inputs.train)
+    )
+    k = min(_CALIBRATE, len(train) - 1)
+    found = nearest_training(query, train, k=k, top=1, exclude=torch.from_numpy(subjects.row))
+    return {
+        "embedding_nearest_id": [inputs.train.ids[i] for i in found.index[:, 0].tolist()],
+        "embedding_distance": found.calibrated[:, 0].tolist(),
+    }
 
 
 def _store(plan: Plan, inputs: Inputs) -> Store:
@@ -176,6 +196,7 @@ def _facts(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "title": plan.title or f"Memorization audit of {plan.model}",
         "subjects": {"source": plan.source, "n": len(kinds), "description": _described(plan)},
+        "command": plan.command(),
         "arguments": plan.arguments(),
         "versions": summary.versions(),
         "hashes": inputs.hashes,
@@ -268,6 +289,7 @@ def _write(
     sides: list[_Side],
     verdicts: Verdicts,
     matches: Matches,
+    embedded: Columns,
     shown: list[int],
     paths: Columns,
     band: Columns,
@@ -278,7 +300,7 @@ def _write(
     reference, subject = sides
     write_table(
         out / "results.parquet",
-        _results(inputs, subjects, subject, verdicts, matches, shown, paths, truth),
+        _results(inputs, subjects, subject, verdicts, matches, shown, paths, truth) | embedded,
     )
     n = len(inputs.reference)
     write_table(
@@ -290,7 +312,7 @@ def _write(
         },
     )
     write_table(out / "pictures.parquet", _pictures(inputs, subjects, matches, shown))
-    write_text(out / "audit.json", json.dumps(facts, indent=1, allow_nan=True))
+    write_text(out / "audit.json", json.dumps(facts, indent=1, allow_nan=False))
 
 
 def _measured(side: _Side) -> Columns:

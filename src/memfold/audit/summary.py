@@ -122,8 +122,7 @@ def methods(
         "stochastic Lanczos quadrature",
     }[plan_estimator]
     data = {
-        "empirical": "FLIPD of the training data's own closed-form denoiser at the same scale, the "
-        "image itself left out",
+        "empirical": "FLIPD of the training data's own closed-form denoiser at the same scale",
         "mle": "the maximum-likelihood estimate from nearest neighbours (Levina and Bickel 2004)",
         "lpca": "local principal component analysis (Fukunaga and Olsen 1971)",
         "twonn": "TwoNN (Facco et al. 2017)",
@@ -143,7 +142,8 @@ def methods(
         f"The model's local intrinsic dimension (LID) at an image is the number of directions in "
         f"which the model still varies it. It is measured at noise level sigma = {sigma:.3g} by "
         f"{by}, averaged over {noises} noises. {how}",
-        f"The data's own LID is measured on the training images around it by {data}.",
+        "The data's own LID is measured on the training images around it, itself left out, by "
+        f"{data}.",
         f"Both are compared with a reference population of {population}. Simple images have a low "
         "LID without being memorized: the LID that an image of the same complexity has in the "
         "reference population is expected of it, and what is missing from that is the effect.",

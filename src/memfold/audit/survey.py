@@ -105,7 +105,7 @@ def model_lid(
 
 
 def data_risk(
-    data: str, *, estimator: str = "mle", neighbors: int = 20, tolerance: float = 0.02
+    data: str, *, estimator: str = "mle", neighbors: int = 20, tolerance: float = 0.05
 ) -> Survey:
     """Estimate a data set's own LID around each image, lowest first, duplicates grouped.
 
@@ -113,8 +113,8 @@ def data_risk(
         data: where the images are.
         estimator: "mle", "lpca" or "twonn".
         neighbors: images around each.
-        tolerance: two images are near-duplicates up to this root mean square difference, in
-            units of the full range of brightness.
+        tolerance: two images are near-duplicates up to this distance, as a share of the root mean
+            square distance of the images from their mean.
 
     Returns:
         One row a group of near-duplicates: id of its first image, copies, lid, stderr.
@@ -123,7 +123,7 @@ def data_risk(
         InputError: with the value and the remedy.
     """
     if not 0 <= tolerance < 1:
-        raise InputError(f"--tolerance = {tolerance}; choose a difference from 0 to 1, like 0.02")
+        raise InputError(f"--tolerance = {tolerance}; choose a share from 0 to 1, like 0.05")
     images = load_images(data)
     if len(images) <= neighbors:
         raise InputError(f"{data} holds {len(images)} images, too few for --neighbors {neighbors}")
@@ -131,7 +131,7 @@ def data_risk(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # point masses are what is looked for, and reported
         lid, stderr = neighbor_estimator(estimator, neighbors).fit_predict_with_stderr(x)
-    groups = duplicate_groups(torch.from_numpy(x), tolerance * x.shape[1] ** 0.5).numpy()
+    groups = duplicate_groups(torch.from_numpy(x), tolerance).numpy()
     _, first, copies = np.unique(groups, return_index=True, return_counts=True)
     order = np.lexsort((first, -copies, lid[first]))
     rows = first[order]
