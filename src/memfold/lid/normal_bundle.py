@@ -1,0 +1,102 @@
+"""LID from the span of the scores around a point (Stanczuk et al. 2024, arXiv 2212.12611)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memfold.denoisers.base import Denoiser, as_denoiser, select
+from memfold.linalg.rank import Rule, count_large, jackknife_count, warn_unsettled
+from memfold.tensors import base_seed
+from memfold.types import Estimate, InputError
+
+from .noised import check_points, noised
+
+
+@torch.no_grad()
+def normal_bundle(
+    denoiser: Denoiser | Callable[..., Tensor],
+    x: Float[Tensor, "b *d"],
+    sigma: float,
+    *,
+    cond: Any = None,
+    n_noises: int | None = None,
+    rule: Rule = "gap",
+    threshold: float = 0.25,
+    center: bool = True,
+    generator: torch.Generator | None = None,
+    batch_size: int = 256,
+) -> Estimate:
+    """Estimate LID_theta(x) = D - (number of directions that the scores around x span).
+
+    Close to a manifold the score points back to it, along the normals. The K >= 4 D residuals
+    eps(x + sigma n_i) fill these: their singular values over sqrt(K) are sigma^2 / (l + sigma^2)
+    in a direction of variance l, 1 along a normal. By the law of Marchenko and Pastur K random
+    vectors spread that 1 over 1 - sqrt(D / K) to 1 + sqrt(D / K), which is why K must be 4 D.
+
+    Args:
+        denoiser: a Denoiser, or a plain `(x, sigma) -> denoised`.
+        x: clean points, shape (b, *d).
+        sigma: the scale, a noise standard deviation in the units of x.
+        cond: condition, passed through.
+        n_noises: residuals K a sample, one forward pass each; 4 D where None. Fewer than 4 D draw
+            a warning, fewer than D are refused.
+        rule: "gap" (largest drop between singular values, with 1 and 0 at the ends), "threshold",
+            or "ratio", which has no scale and so never answers 0 or D.
+        threshold: the singular value above which "threshold" counts a normal.
+        center: subtract the mean residual first, which is the slope of the density, and no normal;
+            False as published.
+        generator: source of the noises; a sample's own depend on it and on the sample.
+        batch_size: rows (noises of samples) in one forward pass.
+
+    Returns:
+        LID and its standard error, shape (b,): a grouped jackknife over residuals, on the large
+        side; 0 where no tenth of them matters, which is not to say that the count is right.
+
+    Raises:
+        InputError: points, sigma or options that cannot be used.
+    """
+    denoiser = as_denoiser(denoiser)
+    check_points(denoiser, x, sigma)
+    d, space = x[0].numel(), denoiser.space
+    k = 4 * d if n_noises is None else n_noises
+    _check_number(k, d)
+
+    ends = (1.0, 0.0) if rule == "gap" else None
+
+    def normals(s: Tensor) -> Tensor:
+        return count_large(s, order="descending", rule=rule, threshold=threshold, ends=ends)
+
+    lid, stderr, seed = [], [], base_seed(generator)
+    for i in range(len(x)):
+        own = select(cond, torch.tensor([i]), len(x))
+        chunks = noised(
+            denoiser, x[i : i + 1], sigma, own, n_noises=k, seed=seed, batch_size=batch_size
+        )
+        residuals = torch.cat([((r.x - r.f(r.x)) / sigma).flatten(1) for r in chunks])
+        if not residuals.isfinite().all():
+            raise InputError(
+                f"the model returned NaN or infinity at x[{i}], sigma = {sigma:.4g}; compute in "
+                "float32, or remove that point"
+            )
+        count, error = jackknife_count(residuals, normals, center=center)
+        lid.append(d - count)
+        stderr.append(error)
+    name = f"normal bundle ({k} residuals, {rule}), {space}"
+    return Estimate(torch.stack(lid).to(x), torch.stack(stderr).to(x), float(sigma), name)
+
+
+def _check_number(k: int, d: int) -> None:
+    if k < 2:
+        raise InputError(f"n_noises = {k} gives no standard error; take 2 or more, best {4 * d}")
+    if k <= d:
+        raise InputError(f"n_noises = {k} cannot span {d} dimensions; take 4 D = {4 * d} or more")
+    if k < 4 * d:
+        warn_unsettled(
+            f"n_noises = {k} is below 4 D = {4 * d}: normals drown among tangents, and the LID "
+            "comes out too large"
+        )
