@@ -92,8 +92,8 @@ def audit(
     ] = 20,
     alpha: Annotated[float, typer.Option("--alpha", help="Wanted false-discovery rate.")] = 0.05,
     max_reference: Annotated[
-        int, typer.Option("--max-reference", help="At most so many reference images.")
-    ] = 1000,
+        int | None, typer.Option("--max-reference", help="At most so many reference images.")
+    ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Rows in one pass; halved when memory runs out.")
     ] = 64,

@@ -83,6 +83,14 @@ def test_audit_json_records_everything(audited: Path, pipeline: Path, data: Path
     assert sum(truth["overfitting"].values()) == 1
 
 
+def test_the_audit_says_how_much_it_can_see(audited: Path) -> None:
+    """40 subjects against 40 reference images: m / (k 41) <= .05 takes k >= 19.5."""
+    warnings = json.loads((audited / "audit.json").read_text())["warnings"]
+    (told,) = [w for w in warnings if "must be memorized before any can be called" in w]
+    assert "at least 20 subjects" in told
+    assert "799 reference images" in told
+
+
 def test_the_report_is_written_from_the_directory_alone(audited: Path) -> None:
     """No model is needed to draw it."""
     html = write(audited).read_text()

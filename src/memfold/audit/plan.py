@@ -39,7 +39,7 @@ class Plan:
         probes: products for each noise, where the estimator takes any.
         neighbors: nearest training images that the data side looks at.
         alpha: wanted false-discovery rate.
-        max_reference: at most so many reference images, chosen by the seed.
+        max_reference: at most so many reference images, chosen by the seed; all where None.
         seed: keys all randomness.
         batch_size: rows in one pass of the network; halved when memory runs out.
         device: where to compute.
@@ -69,7 +69,7 @@ class Plan:
     probes: int = 4
     neighbors: int = 20
     alpha: float = 0.05
-    max_reference: int = 1000
+    max_reference: int | None = None
     seed: int = 0
     batch_size: int = 64
     device: str = "cpu"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,7 +210,11 @@ def _facts(
         "reference": {"source": source, "n": len(inputs.reference), "note": _note(source)},
         "counts": counts,
         "rates": rates,
-        "warnings": [*inputs.warnings, *_warnings(plan, source)],
+        "warnings": [
+            *inputs.warnings,
+            *_warnings(plan, source),
+            *_power(plan, len(kinds), len(inputs.reference)),
+        ],
         "curve_sigmas": grid,
         "ground_truth": None,
         "citations": [c.__dict__ for c in cite(*_cited(plan))],
@@ -255,6 +260,21 @@ def _warnings(plan: Plan, source: str) -> Iterator[str]:
             "Generated images are compared with real ones. Where the model's images differ from "
             "real ones (smoother, with artefacts), their LID differs for that reason too: read the "
             "nearest training images beside each verdict."
+        )
+
+
+def _power(plan: Plan, m: int, n: int) -> Iterator[str]:
+    """Say how many memorized subjects it takes before any of them can be called.
+
+    The smallest p-value is 1 / (n + 1); Benjamini-Hochberg calls k of m subjects that have it if
+    m / (k (n + 1)) <= alpha.
+    """
+    needed = math.ceil(m / (plan.alpha * (n + 1)))
+    if needed > 1:
+        yield (
+            f"With {n} reference images and {m} subjects, at least {needed} subjects must be "
+            f"memorized before any can be called at a false-discovery rate of {plan.alpha:g}; "
+            f"{math.ceil(m / plan.alpha) - 1} reference images would do for a single one."
         )
 
 
