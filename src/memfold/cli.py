@@ -37,15 +37,22 @@ ClassLabel = Annotated[
 ]
 
 
-@app.callback()
-def _main(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    if version:
+def _version(wanted: bool) -> None:
+    if wanted:
         import memfold
 
         typer.echo(f"memfold {memfold.__version__}")
         raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -271,12 +278,19 @@ def _print_table(
     from rich.text import Text
 
     names = [k for k, v in table.items() if not (v and isinstance(v[0], list))]
-    shown = Table(title=title, title_justify="left")
+    typer.echo(title)
+    shown = Table()
     for name in names:
         shown.add_column(name, justify="left" if name == "id" else "right")
     rows = list(zip(*(table[k] for k in names), strict=True))
     for row in rows[:limit]:
-        shown.add_row(*(Text(f"{v:.4g}" if isinstance(v, float) else str(v)) for v in row))
+        shown.add_row(*(Text(_cell(value)) for value in row))
     Console().print(shown)
     if limit is not None and len(rows) > limit:
         typer.echo(f"{len(rows) - limit} more; --out FILE writes all, --limit prints more.")
+
+
+def _cell(value: Any) -> str:
+    """Write a value; what a terminal would obey (escape sequences in file names) is replaced."""
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
