@@ -37,12 +37,13 @@ ClassLabel = Annotated[
 ]
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         import memfold
 
         typer.echo(f"memfold {memfold.__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
