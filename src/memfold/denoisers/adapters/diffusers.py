@@ -110,7 +110,7 @@ def from_pipeline(
         raise InputError(f"{name} has no denoising network and scheduler; {_SUPPORTED}")
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
-            part.to(device=device, dtype=dtype).eval().requires_grad_(False)
+            _place(part, device, dtype).eval().requires_grad_(False)
     net = parts.get("unet") or parts["transformer"]
     shape = _shape(net)
     schedule, kind = read_schedule(pipe.scheduler)
@@ -178,6 +178,13 @@ def _network(net: Any, channels: int, dtype: torch.dtype, n_classes: int | None)
         return out[:, :channels].to(z.dtype)
 
     return call
+
+
+def _place(part: torch.nn.Module, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """Move a module; cast it only where need be, since diffusers warns of every cast."""
+    part.to(device=device)
+    found = next(part.parameters(), None)
+    return part if found is None or found.dtype == dtype else part.to(dtype=dtype)
 
 
 def _check_forward(denoiser: Denoiser, cond: Any) -> None:
