@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,10 @@ from memfold.types import Estimate, InputError
 
 from .noised import MEMORY_BUDGET, check_points, mean_over_noises, noised, rows_that_fit
 
+Count = Literal["one-sided", "lhsd"]
+
+_STEPS: dict[str, int] = {"one-sided": 8, "lhsd": 5}  # Lanczos steps
+
 
 def spectral_lid(
     denoiser: Denoiser | Callable[..., Tensor],
@@ -24,8 +28,10 @@ def spectral_lid(
     sigma: float,
     *,
     cond: Any = None,
+    count: Count = "one-sided",
     n_noises: int = 8,
-    n_steps: int = 8,
+    n_steps: int | None = None,
+    n_probes: int = 1,
     threshold: float = 0.5,
     power: float = 4.0,
     generator: torch.Generator | None = None,
@@ -33,20 +39,28 @@ def spectral_lid(
 ) -> Estimate:
     """Count the eigenvalues of (J + J^T) / 2 near 1 at noised points.
 
-    LID = E_n tr f(S), f(l) = l^p / (l^p + (c (1 - l) / (1 - c))^p) on [0, 1], 0 below, 1 above, so
-    that f(c) = 1/2. As S = I + sigma^2 H, this counts small curvatures, like the transition of
-    Osada (2026, arXiv 2605.01221), 1 / (1 + (|h| / kappa)^p); that one gives each of the many
-    normal directions (l = 0) a weight of 1/17, which at 500 ambient dimensions adds 29; ours gives
-    them none. Negative eigenvalues, which trained networks have in numbers, count as none too. By
-    stochastic Lanczos quadrature (Ubaru et al. 2017), one probe a noise.
+    LID = E_n tr f(S), where S = I + sigma^2 H and H is the Hessian of log p_sigma.
+
+    - "one-sided": f(l) = l^p / (l^p + (c (1 - l) / (1 - c))^p) on [0, 1], 0 below, 1 above, so
+      that f(c) = 1/2. Normal directions (l = 0), and the negative eigenvalues that trained
+      networks have in numbers, count nothing.
+    - "lhsd": 1 / (1 + (|h| / kappa)^p) on the eigenvalues h of H, kappa = c' / sigma^2 and
+      c' = 1 - c, as published (Osada 2026, arXiv 2605.01221): small curvatures count. In terms of
+      l = 1 + sigma^2 h it is 1 / (1 + (|1 - l| / c')^p): each normal direction adds 1/17 at the
+      default c and p, 29 in all at 500 ambient dimensions.
+
+    By stochastic Lanczos quadrature (Ubaru et al. 2017). `transition_mass` says how many
+    directions either count leaves undecided.
 
     Args:
         denoiser: a Denoiser, or a plain `(x, sigma) -> denoised`.
         x: clean points, shape (b, *d).
         sigma: the scale, a noise standard deviation in the units of x.
         cond: condition, passed through.
+        count: "one-sided" or "lhsd".
         n_noises: noises a sample.
-        n_steps: Lanczos steps; each is one backward and two forward passes.
+        n_steps: Lanczos steps, each a product with S; 8 where None, and 5 for "lhsd".
+        n_probes: random signs a noise.
         threshold: c, the eigenvalue at which a direction counts one half, in (0, 1).
         power: p, the sharpness of the count.
         generator: source of noises and probes; a sample's own depend on it and on the sample.
@@ -58,13 +72,82 @@ def spectral_lid(
     Raises:
         InputError: points, sigma or options that cannot be used.
     """
+    f, steps = _filter(count, threshold, power, n_steps, n_probes)
+    each = _traces(denoiser, x, sigma, cond, f, n_noises, steps, n_probes, generator, memory_budget)
+    kind = "LHSD" if count == "lhsd" else "spectral count"
+    name = f"{kind} ({steps} Lanczos steps), {as_denoiser(denoiser).space}"
+    return mean_over_noises(each, len(x), sigma, name)
+
+
+def transition_mass(
+    denoiser: Denoiser | Callable[..., Tensor],
+    x: Float[Tensor, "b *d"],
+    sigma: float,
+    *,
+    cond: Any = None,
+    count: Count = "one-sided",
+    n_noises: int = 8,
+    n_steps: int | None = None,
+    n_probes: int = 1,
+    threshold: float = 0.5,
+    power: float = 4.0,
+    generator: torch.Generator | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
+    """Measure how many directions a spectral count leaves undecided: E_n tr 4 f (1 - f).
+
+    An eigenvalue at the threshold, which counts one half, adds 1; one that counts all or nothing
+    adds 0. Where this is a large part of the LID, the spectrum has no gap at this scale, and the
+    LID depends on the threshold as much as on the model. With the count of LHSD each normal
+    direction adds 0.22, since none is ever decided.
+
+    Args:
+        denoiser: as in `spectral_lid`, like all that follow.
+        x: clean points, shape (b, *d).
+        sigma: the scale.
+        cond: condition, passed through.
+        count: "one-sided" or "lhsd".
+        n_noises: noises a sample.
+        n_steps: Lanczos steps.
+        n_probes: random signs a noise.
+        threshold: c.
+        power: p.
+        generator: in the same state as for the LID, it gives the same noises and probes.
+        memory_budget: bytes that retained graphs may keep at a time.
+
+    Returns:
+        The mass in degrees of freedom and its standard error over noises, shape (b,) each.
+
+    Raises:
+        InputError: points, sigma or options that cannot be used.
+    """
+    f, steps = _filter(count, threshold, power, n_steps, n_probes)
+
+    def undecided(l: Tensor) -> Tensor:
+        return 4 * f(l) * (1 - f(l))
+
+    each = _traces(
+        denoiser, x, sigma, cond, undecided, n_noises, steps, n_probes, generator, memory_budget
+    )
+    mass = mean_over_noises(each, len(x), sigma, "transition mass")
+    return mass.lid, mass.stderr
+
+
+def _traces(
+    denoiser: Denoiser | Callable[..., Tensor],
+    x: Tensor,
+    sigma: float,
+    cond: Any,
+    f: Callable[[Tensor], Tensor],
+    n_noises: int,
+    n_steps: int,
+    n_probes: int,
+    generator: torch.Generator | None,
+    memory_budget: int,
+) -> Float[Tensor, " r"]:
+    """Estimate tr f(S) at every noised point."""
     if n_noises < 2:
         raise InputError(f"n_noises = {n_noises} gives no standard error; take 2 or more")
-    if n_steps < 1 or not 0 < threshold < 1 or not power > 0:
-        raise InputError(
-            f"n_steps = {n_steps}, threshold = {threshold}, power = {power}: n_steps and power "
-            "must be above 0, threshold between 0 and 1"
-        )
     denoiser = as_denoiser(denoiser)
     check_points(denoiser, x, sigma)
     x, seed = x.detach(), base_seed(generator)
@@ -72,16 +155,31 @@ def spectral_lid(
     each = []
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
         jacobian = Jacobian(rows.f, rows.x, sigma)
-        probe = rademacher_like(rows.x, 1, seed + 1)[:, 0]
-        each.append(quadratic_form(jacobian.symmetric, _count(threshold, power), probe, n_steps))
-    name = f"spectral count ({n_steps} Lanczos steps), {denoiser.space}"
-    return mean_over_noises(torch.cat(each), len(x), sigma, name)
+        probes = rademacher_like(rows.x, n_probes, seed + 1).unbind(1)
+        forms = [quadratic_form(jacobian.symmetric, f, probe, n_steps) for probe in probes]
+        each.append(torch.stack(forms).mean(0))
+    return torch.cat(each)
 
 
-def _count(threshold: float, power: float) -> Callable[[Tensor], Tensor]:
-    def f(l: Tensor) -> Tensor:
+def _filter(
+    count: str, threshold: float, power: float, n_steps: int | None, n_probes: int
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Return the count as a function of eigenvalues, and the number of Lanczos steps."""
+    if count not in _STEPS:
+        raise InputError(f"count = {count!r} is unknown; choose from {', '.join(_STEPS)}")
+    steps = _STEPS[count] if n_steps is None else n_steps
+    if steps < 1 or n_probes < 1 or not 0 < threshold < 1 or not power > 0:
+        raise InputError(
+            f"n_steps = {steps}, n_probes = {n_probes}, threshold = {threshold}, power = {power}: "
+            "n_steps, n_probes and power must be above 0, threshold between 0 and 1"
+        )
+
+    def one_sided(l: Tensor) -> Tensor:
         l = l.clamp(0, 1)
         up, down = l**power, (threshold * (1 - l) / (1 - threshold)) ** power
         return up / (up + down)
 
-    return f
+    def lhsd(l: Tensor) -> Tensor:
+        return 1 / (1 + ((1 - l).abs() / (1 - threshold)) ** power)
+
+    return (lhsd if count == "lhsd" else one_sided), steps
