@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 from memfold import cli
+from memfold.audit.plan import Plan
+from memfold.audit.run import run
 
 Make = Callable[[Path, Path, Path], list[str]]  # (pipeline, data, scratch) -> argv
 
@@ -160,7 +162,7 @@ CASES: dict[str, tuple[Make, str]] = {
     ),
     "unknown data estimator": (
         lambda p, d, s: audit(p, d / "train.npz", s, T, "--data-estimator", "umap"),
-        "empirical, mle",
+        "mle, lpca, twonn, empirical",
     ),
     "unknown option": (lambda p, d, s: audit(p, d / "train.npz", s, T, "--sgima", "1"), "--sgima"),
     "unknown kind": (
@@ -206,6 +208,10 @@ CASES: dict[str, tuple[Make, str]] = {
         lambda p, d, s: audit(p, d / "train.npz", s, T, "--class-label", "3"),
         "takes no classes",
     ),
+    "truncated part of an earlier run": (
+        lambda p, d, s: _with_cut_part(audit(p, d / "train.npz", s, T, "--noises", "2"), s / "out"),
+        "band-00000000.parquet is damaged; delete this file",
+    ),
     "report of nothing": (lambda p, d, s: ["report", str(s)], "audit.json"),
     "no command": (lambda p, d, s: ["audti"], "audti"),
     "lid of nothing": (lambda p, d, s: ["lid", str(p), str(s / "gone")], "gone"),
@@ -222,6 +228,15 @@ CASES: dict[str, tuple[Make, str]] = {
         ".csv",
     ),
 }
+
+
+def _with_cut_part(argv: list[str], out: Path) -> list[str]:
+    """Run the audit once, cut one of its parts in half, and take away its summary."""
+    options = {"model": argv[1], "data": argv[3], "out": argv[5], "train_points": True, "noises": 2}
+    run(Plan(**options), progress=False)  # type: ignore[arg-type]
+    truncated(out / "parts" / "band-00000000.parquet")
+    (out / "audit.json").unlink()
+    return argv
 
 
 def _npz(path: Path) -> Path:

@@ -100,7 +100,7 @@ def read_inputs(plan: Plan) -> Inputs:
             f"{plan.neighbors} needs; give the whole training set, or lower it"
         )
     distinct = _distinct(train)
-    hashes = {"model": model_hash(plan.model), "data": train.digest}
+    hashes = {"model": model_hash(denoiser), "data": train.digest}
     warnings = [f"{plan.data}: {note}." for note in train.notes]
     if plan.holdout is not None:
         holdout = _read(plan.holdout, "--holdout", denoiser, plan.resize)
@@ -175,24 +175,22 @@ def generated(pixels: np.ndarray) -> Population:
     return _population(Images(pixels, ids, "generated"), np.arange(len(pixels)))
 
 
-def model_hash(model: str) -> str:
-    """Hash a model directory's configuration and weights; a hub id stands for itself.
+def model_hash(denoiser: Denoiser) -> str:
+    """Hash the network's parameters and buffers, by name, shape and value.
 
     Args:
-        model: directory or hub id.
+        denoiser: the model.
 
     Returns:
-        "sha256:..." or "hub:...".
+        "sha256:..." of the network as it was measured, wherever it came from.
     """
-    directory = Path(model)
-    if not directory.is_dir():
-        return f"hub:{model}"
     total = hashlib.sha256()
-    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        if path.suffix in {".json", ".safetensors", ".bin", ".txt", ".model"}:
-            total.update(path.relative_to(directory).as_posix().encode())
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+    state = denoiser.module.state_dict() if denoiser.module is not None else {}
+    for name, value in sorted(state.items()):
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        total.update(
+            value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
+        )
     return f"sha256:{total.hexdigest()}"
 
 

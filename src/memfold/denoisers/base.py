@@ -30,6 +30,8 @@ class Denoiser(ABC):
         device: where the model computes.
         dtype: what it computes in; points are float32 or wider whatever it is.
         space: "pixels", "latent" or "points": what x is made of.
+        range: what the values 0 and 1 of an image become in x; None where x is no image.
+        module: the network, where there is one.
         n_classes: how many classes it is conditioned on; None where it takes none.
         null_class: the label that stands for no class; None where there is none.
     """
@@ -40,6 +42,8 @@ class Denoiser(ABC):
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
     space: str = "points"
+    range: tuple[float, float] | None = (-1.0, 1.0)
+    module: torch.nn.Module | None = None
     n_classes: int | None = None
     null_class: int | None = None
 
@@ -128,9 +132,10 @@ class FunctionDenoiser(Denoiser):
 class Wrapper(Denoiser):
     """A Denoiser around another one: same shape, range, device and images."""
 
-    def __init__(self, inner: Denoiser) -> None:
-        self.inner = inner
+    def __init__(self, inner: Denoiser | Callable[..., Tensor]) -> None:
+        self.inner = inner = as_denoiser(inner)
         self.shape, self.space = inner.shape, inner.space
+        self.range, self.module = inner.range, inner.module
         self.sigma_min, self.sigma_max = inner.sigma_min, inner.sigma_max
         self.device, self.dtype = inner.device, inner.dtype
         self.n_classes, self.null_class = inner.n_classes, inner.null_class

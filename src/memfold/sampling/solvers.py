@@ -5,7 +5,7 @@ Each yields its steps, so that the caller owns progress, logging and stopping.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.base import Denoiser
+from memfold.denoisers.base import Denoiser, as_denoiser
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Step:
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser, x: Float[Tensor, "b *d"], sigmas: Sequence[float], cond: Any = None
+    denoiser: Denoiser | Callable[..., Tensor],
+    x: Float[Tensor, "b *d"],
+    sigmas: Sequence[float],
+    cond: Any = None,
 ) -> Iterator[Step]:
     """Solve by Heun's method, second order (Karras et al. 2022, Algorithm 1 without noise).
 
@@ -47,6 +50,7 @@ def heun(
     Yields:
         The steps; the last has sigma 0.
     """
+    denoiser = as_denoiser(denoiser)
     for sigma, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         denoised = denoiser(x, sigma, cond)
         slope = (x - denoised) / sigma
@@ -60,7 +64,10 @@ def heun(
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoiser, x: Float[Tensor, "b *d"], sigmas: Sequence[float], cond: Any = None
+    denoiser: Denoiser | Callable[..., Tensor],
+    x: Float[Tensor, "b *d"],
+    sigmas: Sequence[float],
+    cond: Any = None,
 ) -> Iterator[Step]:
     """Solve by Euler's method, first order: DDIM (Song et al. 2021) in VE coordinates.
 
@@ -73,6 +80,7 @@ def euler(
     Yields:
         The steps; the last has sigma 0.
     """
+    denoiser = as_denoiser(denoiser)
     for sigma, after in zip(sigmas, [*sigmas[1:], 0.0], strict=True):
         denoised = denoiser(x, sigma, cond)
         x = x + (after - sigma) * (x - denoised) / sigma

@@ -16,7 +16,7 @@ class Latent(Wrapper):
     def __init__(self, inner: Denoiser, vae: Any) -> None:
         super().__init__(inner)
         self.vae = vae
-        self.space = "latent"
+        self.space, self.range = "latent", None
         self.factor = float(getattr(vae.config, "scaling_factor", None) or 1.0)
         self.shift = float(getattr(vae.config, "shift_factor", None) or 0.0)
 
@@ -40,6 +40,10 @@ class Latent(Wrapper):
 
 class UnitRange(Wrapper):
     """A Denoiser that was trained on images in [0, 1] instead of [-1, 1] (score SDE, VE)."""
+
+    def __init__(self, inner: Denoiser) -> None:
+        super().__init__(inner)
+        self.range = (0.0, 1.0)
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Denoise x."""

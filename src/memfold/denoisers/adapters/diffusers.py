@@ -118,6 +118,7 @@ def from_pipeline(
     denoiser = kind(_network(net, shape[0], dtype, n_classes), schedule, shape=shape)
     denoiser.device, denoiser.dtype, denoiser.space = torch.device(device), dtype, "pixels"
     denoiser.n_classes, denoiser.null_class = n_classes, null_class
+    denoiser.module = net
     _check_forward(denoiser, None if n_classes is None else torch.tensor([0]))
     vae = parts.get("vae") or parts.get("vqvae")
     wrapped: Denoiser = Latent(denoiser, vae) if vae is not None else denoiser
