@@ -86,7 +86,7 @@ class TestContract:
     def test_chunks_change_nothing(self, make, size, rng, monkeypatch):
         x, q = np.split(plane(rng, 90, 2, 5) / 4, [79])
         want = make().fit(x).predict_with_stderr(q)
-        monkeypatch.setattr("memfold.lid.lpca._BYTES", size)
+        monkeypatch.setattr("memfold.lid._neighbors_base._BYTES", size)
         monkeypatch.setattr("memfold.lid.empirical._BYTES", size)
         found = make().fit(x).predict_with_stderr(q)
         assert found[0].shape == found[1].shape == (11,)
@@ -280,8 +280,8 @@ def test_participation_ratio_expects_d_over_one_plus_d_over_k():
 
 def test_lpca_refuses():
     model = LPCA()
-    model.version = "maxgap"
-    with pytest.raises(InputError, match="'maxgap': choose one of"):
+    model.version = "largest"
+    with pytest.raises(InputError, match="'largest': choose one of"):
         model.fit(np.zeros((5, 2)))
     with pytest.raises(InputError, match=r"threshold is 2\.0"):
         LPCA(threshold=2.0).fit(np.zeros((5, 2)))

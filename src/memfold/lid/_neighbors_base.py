@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +16,11 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from memfold.linalg.neighbors import nearest
+from memfold.linalg.neighbors import distinct, nearest
 from memfold.types import InputError
+
+_GROUPS = 10
+_BYTES = 2**24
 
 
 class PointMassWarning(UserWarning):
@@ -74,6 +78,8 @@ class NeighborsLID(BaseEstimator):
         Raises:
             InputError: for values, shapes or hyper-parameters that cannot be used.
         """
+        self._check_parameters()
+        device = self._device()
         X = self._validated(X, reset=True)
         k, n = self.n_neighbors, len(X)
         if k is not None and k < self._min_neighbors:
@@ -86,9 +92,8 @@ class NeighborsLID(BaseEstimator):
                 stacklevel=2,
             )
         self.n_neighbors_ = n - 1 if k is None else min(k, n - 1)
-        self._places, self._place_of_row, self._copies = torch.unique(
-            torch.from_numpy(X + 0.0), dim=0, return_inverse=True, return_counts=True
-        )
+        self._places, self._place_of_row, self._copies = distinct(_tensor(X).to(device))
+        self._lid: Tensor | None = None
         self._dimension: float | None = None
         self._prepare()
         return self
@@ -146,8 +151,13 @@ class NeighborsLID(BaseEstimator):
         """The dimension of the reference as a whole, over points that lie at no point mass."""
         check_is_fitted(self)
         if self._dimension is None:
-            self._leave_one_out(want_stderr=False)
-        return float(self._dimension)  # type: ignore[arg-type]
+            if self._lid is None:
+                self._leave_one_out(want_stderr=False)
+            self._dimension = self._global(self._lid)  # type: ignore[arg-type]
+        return self._dimension
+
+    def _check_parameters(self) -> None:
+        """Refuse hyper-parameters that cannot be used."""
 
     def _prepare(self) -> None:
         """Compute what a method needs of the reference, once."""
@@ -166,24 +176,32 @@ class NeighborsLID(BaseEstimator):
         self, X: ArrayLike, want_stderr: bool
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         check_is_fitted(self)
-        x = torch.from_numpy(self._validated(X, reset=False) + 0.0).to(self._places.dtype)
+        x = _tensor(self._validated(X, reset=False)).to(self._places)
         lid, stderr = self._local(x, False, want_stderr)
-        return lid.numpy(), stderr.numpy()
+        return lid.cpu().numpy(), stderr.cpu().numpy()
 
     def _leave_one_out(self, want_stderr: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         local = self._local(self._places, True, want_stderr)
         lid, stderr = (value[self._place_of_row] for value in local)
-        self._dimension = self._global(lid)
-        return lid.numpy(), stderr.numpy()
+        self._lid = lid
+        return lid.cpu().numpy(), stderr.cpu().numpy()
+
+    def _device(self) -> torch.device:
+        device = getattr(self, "device", "cpu")
+        try:
+            return torch.zeros(1, device=device).device
+        except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+            raise InputError(f"device is {device!r}, which torch cannot use here") from error
 
     def _neighborhood(self, x: Float[Tensor, "m d"], own: bool) -> Neighborhood:
         """Find the nearest places of each point, and tell which points lie at a point mass."""
         places = len(self._places)
         k = min(self.n_neighbors_, places - 1)
         if k < self._min_neighbors:
-            self._warn(torch.ones(len(x), dtype=torch.bool), own)
-            nothing = torch.empty(len(x), 0, dtype=torch.float64)
-            return Neighborhood(nothing, nothing.long(), torch.ones(len(x), dtype=torch.bool))
+            everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
+            self._warn(everywhere, own)
+            nothing = x.new_empty(len(x), 0, dtype=torch.float64)
+            return Neighborhood(nothing, nothing.long(), everywhere)
         distance, place = nearest(x, self._places, k + 1)
         at_place = distance[:, 0] == 0
         copies = self._copies[place[:, 0]] - (1 if own else 0)
@@ -193,8 +211,20 @@ class NeighborsLID(BaseEstimator):
         point_mass = (copies >= many) & (ratio[:, 0] <= self._copy_ratio)
         point_mass |= at_place & (next_copies >= many) & (ratio[:, 1] <= self._copy_ratio)
         self._warn(point_mass, own)
-        columns = at_place[:, None].long() + torch.arange(k)
+        columns = at_place[:, None].long() + torch.arange(k, device=x.device)
         return Neighborhood(distance.gather(1, columns), place.gather(1, columns), point_mass)
+
+    def _offsets(
+        self, x: Float[Tensor, "m d"], near: Neighborhood
+    ) -> Iterator[tuple[slice, Float[Tensor, "b k d"]]]:
+        """Give where the neighbours stand from each point, the farthest at distance 1, in parts."""
+        k = near.distance.shape[1]
+        rows = max(1, _BYTES // (8 * k * (x.shape[1] + 8 * k)))
+        for start in range(0, len(x), rows):
+            part = slice(start, start + rows)
+            offset = (self._places[near.place[part]] - x[part, None]).to(torch.float64)
+            offset /= near.distance[part, -1, None, None]  # so that no square under- or overflows
+            yield part, offset
 
     def _warn(self, point_mass: Bool[Tensor, " m"], own: bool) -> None:
         count, total = int(point_mass.sum()), len(point_mass)
@@ -228,6 +258,25 @@ def pareto_lid(log_ratios: Float[Tensor, " m"], count: int, n_features: int) -> 
     """
     flat = log_ratios <= count * 1e-9
     return torch.where(flat, float(n_features), (count - 1) / log_ratios.masked_fill(flat, 1.0))
+
+
+def grouped_jackknife(
+    k: int, statistic: Callable[[Int[Tensor, " kept"]], Float[Tensor, " b"]]
+) -> Float[Tensor, " b"]:
+    """Give the standard error of a statistic of k neighbours, a tenth of them left out at a time.
+
+    Neighbours are dealt by rank into g = 10 groups, and
+    stderr^2 = (g - 1) / g * sum (statistic without group i - their mean)^2.
+    """
+    groups = min(_GROUPS, k)
+    group = torch.arange(k) % groups
+    values = torch.stack([statistic(torch.nonzero(group != i)[:, 0]) for i in range(groups)])
+    return (values.var(0, correction=0) * (groups - 1)).sqrt()
+
+
+def _tensor(X: NDArray[Any]) -> Tensor:
+    """View an array as a tensor; copy it only if torch could not share it."""
+    return torch.from_numpy(X if X.flags.writeable else X.copy())
 
 
 def settle(

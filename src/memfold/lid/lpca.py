@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from memfold.lid._neighbors_base import NeighborsLID, settle
+from memfold.lid._neighbors_base import NeighborsLID, grouped_jackknife, settle
 from memfold.types import InputError
 
-Version = Literal["fukunaga-olsen", "ratio", "participation"]
-_DEFAULTS: dict[str, float | None] = {
-    "fukunaga-olsen": 0.05,
-    "ratio": 0.95,
-    "participation": None,
-}
-_GROUPS = 10
-_BYTES = 2**26
+Version = Literal["fukunaga-olsen", "fan", "ratio", "participation", "minka"]
+_THRESHOLDS = {"fukunaga-olsen": 0.05, "fan": 0.8, "ratio": 0.95}
+_FAN_GAP, _FAN_SIGNAL = 10.0, 0.95
+_ROUNDING = 1e-12  # of the largest eigenvalue: what is below is 0
 
 
 class LPCA(NeighborsLID):
@@ -28,9 +25,15 @@ class LPCA(NeighborsLID):
     With l_1 >= l_2 >= ... the eigenvalues of the covariance about the places' own mean:
 
     - "fukunaga-olsen" (Fukunaga and Olsen 1971): how many l_i >= threshold * l_1 (0.05);
+    - "fan" (Fan et al. 2010): after the mean of what lies beyond 95 % of the variance, taken as
+      noise, is subtracted, the fewest that explain a share `threshold` (0.8) or end at a gap
+      l_i / l_(i+1) > 10;
     - "ratio": the fewest that together explain a share `threshold` of the variance (0.95);
     - "participation": (sum l_i)^2 / sum l_i^2, not an integer; d for d equal eigenvalues, less
-      otherwise, so that k samples of a d-dimensional Gaussian give about d / (1 + d / k).
+      otherwise, so that k samples of a d-dimensional Gaussian give about d / (1 + d / k);
+    - "minka" (Minka 2000, eq. 30): the i of the largest Laplace evidence of a Gaussian of i free
+      directions and equal noise in all others of the space, which it needs: 1 to rank - 1, or the
+      rank itself where the places span less of the space than they could.
 
     No count exceeds k - 1: take k well above the dimension in question. LID is 0 at point masses,
     by the rule of the base class; `dimension_` is the mean over all other points.
@@ -44,6 +47,7 @@ class LPCA(NeighborsLID):
         n_neighbors: number of nearest places k, at least 3.
         version: which rule reads the spectrum.
         threshold: the rule's threshold, or None for the one given above.
+        device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).standard_normal((200, 3)) @ np.eye(3, 8) + 5
@@ -59,30 +63,18 @@ class LPCA(NeighborsLID):
         *,
         version: Version = "fukunaga-olsen",
         threshold: float | None = None,
+        device: str = "cpu",
     ) -> None:
         self.n_neighbors = n_neighbors
         self.version = version
         self.threshold = threshold
+        self.device = device
 
-    def fit(self, X: ArrayLike, y: object = None) -> LPCA:
-        """Take the rows of X as the reference.
-
-        Args:
-            X: reference points, shape (n, d).
-            y: ignored.
-
-        Returns:
-            The estimator.
-
-        Raises:
-            InputError: for values, shapes or hyper-parameters that cannot be used.
-        """
-        if self.version not in _DEFAULTS:
-            raise InputError(f"version is {self.version!r}: choose one of {sorted(_DEFAULTS)}")
+    def _check_parameters(self) -> None:
+        if self.version not in get_args(Version):
+            raise InputError(f"version is {self.version!r}: choose one of {get_args(Version)}")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise InputError(f"threshold is {self.threshold}: it must lie between 0 and 1")
-        super().fit(X)
-        return self
 
     def _local(
         self, x: Float[Tensor, "m d"], own: bool, want_stderr: bool
@@ -90,36 +82,83 @@ class LPCA(NeighborsLID):
         near = self._neighborhood(x, own)
         k = near.distance.shape[1]
         lid, stderr = near.distance.new_zeros(2, len(x))
-        if k == 0:
-            return lid, stderr
-        rows = max(1, _BYTES // (8 * k * (x.shape[1] + 12 * k)))
-        for start in range(0, len(x), rows):
-            part = slice(start, start + rows)
-            offset = (self._places[near.place[part]] - x[part, None]).to(torch.float64)
-            offset /= near.distance[part, -1, None, None]  # so that no square under- or overflows
-            gram = offset @ offset.mT
-            lid[part] = self._count(gram)
+        for part, offset in self._offsets(x, near) if k else ():
+            wide = offset.shape[2] >= k
+            matrix = offset @ offset.mT if wide else offset
+            lid[part] = self._count(matrix, wide)
             if want_stderr:
-                stderr[part] = self._jackknife(gram)
+                stderr[part] = grouped_jackknife(k, partial(self._kept, matrix, wide))
         return settle(lid, stderr, near.point_mass)
 
-    def _count(self, gram: Float[Tensor, "b k k"]) -> Float[Tensor, " b"]:
-        """Read the dimension off the Gram matrix of the neighbours, centred here."""
-        gram = gram - gram.mean(1, keepdim=True)
-        gram = gram - gram.mean(2, keepdim=True)
+    def _kept(self, matrix: Tensor, wide: bool, keep: Tensor) -> Tensor:
+        return self._count(matrix[:, keep][:, :, keep] if wide else matrix[:, keep], wide)
+
+    def _count(self, matrix: Float[Tensor, "b k _"], wide: bool) -> Float[Tensor, " b"]:
+        """Read the dimension off the neighbours, by their Gram matrix if the space is wide."""
+        k = matrix.shape[1]
+        matrix = matrix - matrix.mean(1, keepdim=True)
+        scatter = matrix - matrix.mean(2, keepdim=True) if wide else matrix.mT @ matrix
         if self.version == "participation":
-            return gram.diagonal(dim1=1, dim2=2).sum(1) ** 2 / gram.square().sum((1, 2))
-        values = torch.linalg.eigvalsh(gram).flip(1).clamp_min(0.0)  # descending
-        threshold = _DEFAULTS[self.version] if self.threshold is None else self.threshold
+            return scatter.diagonal(dim1=1, dim2=2).sum(1) ** 2 / scatter.square().sum((1, 2))
+        values = torch.linalg.eigvalsh(scatter).flip(1)[:, : k - 1]  # descending
+        values = values * (values > _ROUNDING * values[:, :1])
+        if self.version == "minka":
+            return _minka(values / k, k, self.n_features_in_)
+        threshold = _THRESHOLDS[self.version] if self.threshold is None else self.threshold
         if self.version == "fukunaga-olsen":
             return (values >= threshold * values[:, :1]).sum(1).to(torch.float64)
-        share = values.cumsum(1) / values.sum(1, keepdim=True)
-        return (share < threshold).sum(1).to(torch.float64) + 1
+        if self.version == "fan":
+            return _fan(values, threshold)
+        return (_share(values) < threshold).sum(1) + 1.0
 
-    def _jackknife(self, gram: Float[Tensor, "b k k"]) -> Float[Tensor, " b"]:
-        k = gram.shape[1]
-        groups = min(_GROUPS, k)
-        group = torch.arange(k) % groups
-        keeps = [torch.nonzero(group != i)[:, 0] for i in range(groups)]
-        lids = torch.stack([self._count(gram[:, keep][:, :, keep]) for keep in keeps])
-        return (lids.var(0, correction=0) * (groups - 1)).sqrt()
+
+def _share(values: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
+    return values.cumsum(1) / values.sum(1, keepdim=True)
+
+
+def _fan(values: Float[Tensor, "b p"], threshold: float) -> Float[Tensor, " b"]:
+    """Count as Fan et al. do; zeros are no eigenvalues of noise."""
+    noise = (_share(values) > _FAN_SIGNAL) & (values > 0)
+    level = (values * noise).sum(1) / noise.sum(1).clamp_min(1)
+    signal = values - level[:, None]
+    following = torch.cat([signal[:, 1:], signal.new_zeros(len(signal), 1)], 1)
+    total = (signal * (values > 0)).sum(1, keepdim=True)
+    gap = (following > 0) & (signal > _FAN_GAP * following) | (signal > 0) & (following == 0)
+    stop = gap | (signal.cumsum(1) > threshold * total) | (values == 0)
+    return stop.to(torch.float64).argmax(1) + 1.0
+
+
+def _minka(values: Float[Tensor, "b p"], n: int, d: int) -> Float[Tensor, " b"]:
+    """Find the rank of largest evidence; `values` are the covariance's first p eigenvalues of d."""
+    values = values / values[:, :1]
+    p = values.shape[1]
+    rank = (values > 0).sum(1)
+    i = torch.arange(1, p + 1, dtype=torch.float64, device=values.device)
+    tiny = torch.finfo(torch.float64).tiny
+    log = values.clamp_min(tiny).log()
+    noise = ((values.sum(1, keepdim=True) - values.cumsum(1)) / (d - i).clamp_min(1)).clamp_min(
+        tiny
+    )
+    free = d * i - i * (i + 1) / 2  # m, the parameters of the directions
+    sphere = torch.special.gammaln((d - i + 1) / 2) - (d - i + 1) / 2 * math.log(math.pi)
+    sphere = (sphere - math.log(2)).cumsum(0)
+    difference = (values[:, :, None] - values[:, None]).clamp_min(tiny).log()
+    inverse = 1 / values.clamp_min(tiny)[:, None] - 1 / values.clamp_min(tiny)[:, :, None]
+    inverse = inverse.clamp_min(tiny).log()  # log(1 / l_j - 1 / l_i) at (i, j)
+    later = torch.ones(p, p, dtype=torch.float64, device=values.device).triu(1)
+    apart = (difference * later).sum(2) + (d - p) * log
+    among = (inverse * later).sum(1).cumsum(1)
+    to_noise = (1 / noise[:, None] - 1 / values.clamp_min(tiny)[:, :, None]).clamp_min(tiny).log()
+    to_noise = (to_noise * torch.ones_like(later).triu()).sum(1)  # i <= k
+    hessian = free * math.log(n) + apart.cumsum(1) + among + (d - i) * to_noise
+    evidence = (
+        sphere
+        - n / 2 * (log.cumsum(1) + (d - i) * noise.log())
+        + (free + i) / 2 * math.log(2 * math.pi)
+        - hessian / 2
+        - i / 2 * math.log(n)
+    )
+    evidence = evidence.masked_fill(i >= rank[:, None], -torch.inf)
+    best = evidence.argmax(1) + 1
+    full = min(n - 1, d)
+    return torch.where(rank < full, rank, best).to(torch.float64)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from memfold.types import InputError
 
-_ROUNDING = 2.0**-53  # unit roundoff of float64
 _DEFAULT_BUDGET = 2**28
+_CACHE = 2**23  # bytes that are worked on at a time where the processor's cache sets the pace
+_SPARE = 8  # candidates beyond k, so that the first round mostly suffices
+_TREE_DIM, _TREE_ROWS = 15, 500  # a k-d tree is the faster up to this width, from this many rows
 
 
 def nearest(
@@ -22,9 +29,10 @@ def nearest(
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """Find the k nearest rows of a reference, by exact Euclidean distance.
 
-    |x|^2 + |y|^2 - 2 x.y cancels between near-duplicates, so it only selects candidates: in
-    float64 its error is at most c = 8 (d + 8) 2^-53 (|x|^2 + |y|^2), and no row is dropped unless
-    its value minus c exceeds the k-th exact distance found. Distances come from differences.
+    |x|^2 + |y|^2 - 2 x.y cancels between near-duplicates, so it only selects candidates, in the
+    precision of the data: its error is at most c = 4 (d + 16) u (|x|^2 + |y|^2), u the unit
+    roundoff, and no row is dropped unless its value minus c exceeds the k-th exact distance
+    found. Distances come from differences in float64. In few dimensions a k-d tree selects.
 
     Args:
         queries: points, shape (m, d), float32 or float64.
@@ -48,15 +56,13 @@ def nearest(
     m, n = len(queries), len(reference)
     distances = queries.new_empty(m, k, dtype=torch.float64)
     indices = exclude.new_empty(m, k)
-    rows = max(1, memory_budget // (48 * n))
-    center = reference.mean(0, dtype=torch.float64)
+    small = reference.shape[1] <= _TREE_DIM and n >= _TREE_ROWS and m >= _TREE_ROWS
+    screen = (_Tree if small and not reference.is_cuda else _Screen)(queries, reference)
+    rows = max(1, min(screen.block(memory_budget), memory_budget // (96 * (k + _SPARE))))
     for start in range(0, m, rows):
         part = slice(start, start + rows)
-        lower, _ = _bounds(queries[part], reference, center, memory_budget)
-        own = exclude[part]
-        lower[torch.arange(len(own), device=own.device)[own >= 0], own[own >= 0]] = torch.inf
         distances[part], indices[part] = _search(
-            queries[part], reference, lower, own, k, memory_budget
+            screen, queries[part], reference, exclude[part], k, memory_budget
         )
     return distances, indices
 
@@ -84,65 +90,174 @@ def within(
         InputError: for shapes, dtypes or values that cannot be served.
     """
     _check(queries, reference, 1, None, memory_budget)
-    mask = queries.new_empty(len(queries), len(reference), dtype=torch.bool)
-    rows = max(1, memory_budget // (48 * len(reference)))
-    center = reference.mean(0, dtype=torch.float64)
+    mask = torch.empty(len(queries), len(reference), dtype=torch.bool, device=queries.device)
+    screen = _Screen(queries, reference)
+    rows = screen.block(memory_budget)
+    limit = (radius * screen.scale) ** 2
     for start in range(0, len(queries), rows):
-        part = slice(start, start + rows)
-        lower, upper = _bounds(queries[part], reference, center, memory_budget)
-        sure = upper <= radius**2
-        query, row = torch.nonzero((lower <= radius**2) & ~sure, as_tuple=True)
-        exact = _exact(queries[part][query], reference, row[:, None], memory_budget)
-        sure[query, row] = exact[:, 0] <= radius
-        mask[part] = sure
+        x = queries[start : start + rows]
+        for columns, lower, upper in screen.bounds(x, memory_budget):
+            sure = upper <= limit
+            query, row = torch.nonzero((lower <= limit) & ~sure, as_tuple=True)
+            exact = _exact(x[query], reference, row[:, None] + columns.start, memory_budget)
+            sure[query, row] = exact[:, 0] <= radius
+            mask[start : start + rows, columns] = sure
     return mask
 
 
+def distinct(
+    x: Float[Tensor, "n d"], *, memory_budget: int = _DEFAULT_BUDGET
+) -> tuple[Float[Tensor, "p d"], Int[Tensor, " n"], Int[Tensor, " p"]]:
+    """Find the distinct rows, -0 counted as 0, with one copy of them and little else in memory.
+
+    Rows are sorted by a hash of their content, and rows of equal hash are compared in full.
+
+    Args:
+        x: rows, shape (n, d), float32 or float64.
+        memory_budget: bytes for temporary arrays of width d.
+
+    Returns:
+        The distinct rows (p, d), in an order that their content alone decides; for each row of x
+        the index of its equal (n,); and how often each occurs (p,).
+
+    >>> import torch
+    >>> distinct(torch.tensor([[1.0, 0.0], [2.0, 3.0], [1.0, -0.0]]))[2].sort().values
+    tensor([1, 2])
+    """
+    rows = max(1, memory_budget // (32 * max(1, x.shape[1])))
+    code = torch.cat([_hash(part) for part in x.split(rows)])
+    _, inverse, copies = code.unique(return_inverse=True, return_counts=True)
+    first = torch.full_like(copies, len(x)).scatter_reduce_(
+        0, inverse, torch.arange(len(x), device=x.device), "amin"
+    )
+    twin = first[inverse]
+    again = torch.nonzero(twin != torch.arange(len(x), device=x.device))[:, 0]
+    if not all(torch.equal(x[rest], x[twin[rest]]) for rest in again.split(rows)):
+        return torch.unique(x + 0.0, dim=0, return_inverse=True, return_counts=True)
+    places = x[first]
+    places += 0.0  # -0 becomes 0
+    return places, inverse, copies
+
+
+class _Screen:
+    """Lower and upper bounds of squared distances by one matrix product, after centring.
+
+    Everything is scaled by a power of 2 so that no coordinate exceeds 1: squares then neither
+    overflow nor, to any effect, underflow.
+    """
+
+    def __init__(self, queries: Tensor, reference: Tensor) -> None:
+        exact = torch.get_float32_matmul_precision() == "highest"  # no TF32, no bfloat16
+        self.dtype = reference.dtype if exact else torch.float64
+        self.reference = reference
+        parts = [part.sum(0, dtype=torch.float64) for part in _parts(reference)]
+        self.center = torch.stack(parts).sum(0) / len(reference)
+        ends = [float(end) for t in (queries, reference) if len(t) for end in t.aminmax()]
+        far = 2 * max(map(abs, ends))
+        self.scale = 2.0 ** min(1000, max(-1000, -math.ceil(math.log2(far)))) if far else 1.0
+        self.center = (self.center * self.scale).to(self.dtype)
+        d = reference.shape[1]
+        self.error = 4 * (d + 16) * torch.finfo(self.dtype).eps / 2
+        self.tiny = 4 * (d + 16) * torch.finfo(self.dtype).tiny
+
+    def block(self, memory_budget: int) -> int:
+        """Side of the square tiles, of queries times reference rows, that fit into the budget."""
+        width = 16 * self.reference.shape[1]
+        return max(1, int((math.sqrt(width**2 + 96 * memory_budget) - width) / 48))
+
+    def candidates(self, x: Tensor, c: int, memory_budget: int) -> tuple[Tensor, Tensor]:
+        """Choose c rows for each query; bound the scaled squared distance of all the others."""
+        x = self._place(x)
+        value = x.new_empty(len(x), 0)
+        index = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+        for columns, y in self._tiles(memory_budget):
+            new, at = self._lower(x, y).topk(min(c, len(y)), largest=False)
+            value, index = torch.cat([value, new], 1), torch.cat([index, at + columns.start], 1)
+            if value.shape[1] > c:
+                value, at = value.topk(c, largest=False)
+                index = index.gather(1, at)
+        square = (1 - self.error) * x.square().sum(1) - self.tiny
+        return value.amax(1).to(torch.float64) + square.to(torch.float64), index
+
+    def bounds(self, x: Tensor, memory_budget: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Bound all scaled squared distances from below and above, a tile at a time."""
+        x = self._place(x)
+        square = x.square().sum(1, keepdim=True)
+        for columns, y in self._tiles(memory_budget):
+            lower = self._lower(x, y) + (1 - self.error) * square - self.tiny
+            size = square + y.square().sum(1)
+            yield columns, lower, lower + 2 * (self.error * size + self.tiny)
+
+    def _place(self, x: Tensor) -> Tensor:
+        return x.to(self.dtype) * self.scale - self.center
+
+    def _tiles(self, memory_budget: int) -> Iterator[tuple[slice, Tensor]]:
+        rows = self.block(memory_budget)
+        for start in range(0, len(self.reference), rows):
+            columns = slice(start, min(start + rows, len(self.reference)))
+            yield columns, self._place(self.reference[columns])
+
+    def _lower(self, x: Tensor, y: Tensor) -> Tensor:
+        """Lower bound of |x - y|^2 without what x alone adds to it."""
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.addmm((1 - self.error) * y.square().sum(1), x, y.T, alpha=-2)
+
+
+class _Tree:
+    """Candidates from a k-d tree, whose distances are differences in float64."""
+
+    scale = 1.0
+
+    def __init__(self, queries: Tensor, reference: Tensor) -> None:
+        self.tree = cKDTree(reference.to(torch.float64).numpy(), balanced_tree=False)
+
+    def block(self, memory_budget: int) -> int:
+        """Return as many queries as one likes: they need no memory beyond their candidates."""
+        return memory_budget
+
+    def candidates(self, x: Tensor, c: int, memory_budget: int) -> tuple[Tensor, Tensor]:
+        """Choose c rows for each query; bound the squared distance of all the others."""
+        distance, index = self.tree.query(x.to(torch.float64).numpy(), c)
+        shape = len(x), c
+        last = torch.from_numpy(np.reshape(distance, shape)[:, -1])
+        return last.square() * (1 - 1e-12), torch.from_numpy(np.reshape(index, shape))
+
+
 def _search(
-    queries: Tensor, reference: Tensor, lower: Tensor, exclude: Tensor, k: int, memory_budget: int
+    screen: _Screen | _Tree,
+    queries: Tensor,
+    reference: Tensor,
+    exclude: Tensor,
+    k: int,
+    memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """Re-rank ever more candidates, by exact distance, until the lower bounds rule out the rest."""
     n = len(reference)
-    distances = lower.new_empty(len(queries), k)
+    distances = queries.new_empty(len(queries), k, dtype=torch.float64)
     indices = exclude.new_empty(len(queries), k)
-    pending = torch.arange(len(queries), device=lower.device)
-    c = min(n, k + 8)
+    pending = torch.arange(len(queries), device=queries.device)
+    c = min(n, k + _SPARE)
     while len(pending):
-        bound, candidate = lower[pending].topk(c, largest=False)
-        candidate = candidate.sort().values
-        exact = _exact(queries[pending], reference, candidate, memory_budget)
-        exact[candidate == exclude[pending, None]] = torch.inf
-        exact, order = exact.sort(stable=True)
-        distances[pending] = exact[:, :k]
-        indices[pending] = candidate.gather(1, order[:, :k])
-        open_ = (bound.amax(1) <= exact[:, k - 1].square()) & (c < n)
-        pending, c = pending[open_], min(n, 4 * c)
+        rest = []
+        for part in pending.split(max(1, memory_budget // (96 * c))):
+            bound, candidate = screen.candidates(queries[part], c, memory_budget)
+            candidate = candidate.sort().values
+            exact = _exact(queries[part], reference, candidate, memory_budget)
+            exact[candidate == exclude[part, None]] = torch.inf
+            exact, order = exact.sort(stable=True)
+            distances[part] = exact[:, :k]
+            indices[part] = candidate.gather(1, order[:, :k])
+            open_ = (bound <= (exact[:, k - 1] * screen.scale).square()) & (c < n)
+            rest.append(part[open_])
+        pending, c = torch.cat(rest), min(n, 4 * c)
     return distances, indices
-
-
-def _bounds(
-    queries: Tensor, reference: Tensor, center: Tensor, memory_budget: int
-) -> tuple[Tensor, Tensor]:
-    """Bound all squared distances from below and above by the expanded square, (b, n) each."""
-    x = queries.to(torch.float64) - center
-    x2 = x.square().sum(1, keepdim=True)
-    lower = x.new_empty(len(x), len(reference))
-    upper = torch.empty_like(lower)
-    rows = max(1, memory_budget // (32 * (x.shape[1] + len(x))))
-    for start in range(0, len(reference), rows):
-        y = reference[start : start + rows].to(torch.float64) - center
-        size = x2 + y.square().sum(1)
-        value = size - 2 * x @ y.T
-        error = 8 * (x.shape[1] + 8) * _ROUNDING * size
-        lower[:, start : start + rows] = value - error
-        upper[:, start : start + rows] = value + error
-    return lower, upper
 
 
 def _exact(queries: Tensor, reference: Tensor, candidate: Tensor, memory_budget: int) -> Tensor:
     """Distances (b, c) of each query to its candidates, from exact differences, in float64."""
     out = queries.new_empty(candidate.shape, dtype=torch.float64)
-    pairs = max(1, memory_budget // (16 * queries.shape[1]))  # a row in float32 and in float64
+    room = min(memory_budget, _CACHE) // (16 * max(1, queries.shape[1]))  # float32 and float64
+    pairs = max(1, room)
     columns = min(candidate.shape[1], pairs)
     rows = max(1, pairs // columns)
     for start in range(0, len(queries), rows):
@@ -152,6 +267,22 @@ def _exact(queries: Tensor, reference: Tensor, candidate: Tensor, memory_budget:
             y = reference[candidate[part]].to(torch.float64)
             out[part] = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
     return out
+
+
+def _parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Split the rows, so that a temporary copy of a part needs a few megabytes."""
+    return x.split(max(1, 2**20 // max(1, x.shape[1])))
+
+
+def _hash(x: Tensor) -> Tensor:
+    """Map each row to 64 bits that depend on its content alone."""
+    bits = (x + 0.0).view(torch.int32 if x.dtype == torch.float32 else torch.int64).to(torch.int64)
+    bits = (bits ^ (bits >> 31)) * -7046029254386353131  # 2^64 / golden ratio, odd
+    bits ^= bits >> 32
+    generator = torch.Generator().manual_seed(0)  # fixed: a hash, not a sample
+    factor = torch.randint(-(2**62), 2**62, (x.shape[1],), generator=generator).to(x.device) * 2 + 1
+    code = (bits * factor).sum(1)
+    return code ^ (code >> 29)
 
 
 def _check(
@@ -168,7 +299,7 @@ def _check(
             f"queries are {queries.dtype} and the reference is {reference.dtype}: "
             "convert both to float32 or both to float64"
         )
-    if not (queries.isfinite().all() and reference.isfinite().all()):
+    if not all(part.isfinite().all() for t in (queries, reference) for part in _parts(t)):
         raise InputError("queries or reference hold NaN or infinity: remove those rows first")
     if memory_budget < 1:
         raise InputError(f"memory_budget is {memory_budget} bytes: pass a positive number")
