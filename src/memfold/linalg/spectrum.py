@@ -48,7 +48,9 @@ def lanczos(
         basis.append(w / torch.where(alive, norm, 1).unsqueeze(1) * alive.unsqueeze(1))
     t = torch.diag_embed(diagonal.double())
     t = t + torch.diag_embed(off.double(), 1) + torch.diag_embed(off.double(), -1)
-    values, vectors = torch.linalg.eigh(t)
+    finite = t.isfinite().all(2).all(1)[:, None]  # eigh raises on NaN, for all of the batch
+    values, vectors = torch.linalg.eigh(torch.where(finite[:, None], t, 0))
+    values = torch.where(finite, values, torch.nan)
     return values.to(start), (vectors[:, 0] ** 2).to(start)
 
 

@@ -216,7 +216,7 @@ def _auto(
 ) -> Trace:
     rows, d = torch.arange(len(x), device=x.device), x[0].numel()
     count = max(n_probes, _FIRST)
-    if d <= _SMALL:
+    if d <= max(_SMALL, n_probes):
         return trace(product, x, method="exact", seed=seed)
     probes = rademacher_like(x, count, seed).flatten(2)
     products = _products(product, probes, x, rows)
@@ -236,6 +236,10 @@ def _auto(
         if count >= limit or not on.any():
             break
         active, probes, products = active[on], probes[on], products[on]
+        if 2 * count >= d <= max_probes:  # as many products as dimensions give the trace itself
+            value[active], stderr[active] = _exact(product, x[active], active), 0
+            spent[active] += d
+            break
         seed += 1
         more = rademacher_like(x[active], min(count, limit - count), seed).flatten(2)
         probes = torch.cat([probes, more], 1)
