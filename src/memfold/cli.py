@@ -232,6 +232,10 @@ def main() -> None:
         code = app(standalone_mode=False)
     except InputError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; mend that and run the same command again")
     except KeyboardInterrupt:
         _fail("stopped; run the same command again to go on where it was", 130)
     except Exception as error:
