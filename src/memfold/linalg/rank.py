@@ -129,7 +129,7 @@ def jackknife_count(
 
 def warn_unsettled(message: str) -> None:
     """Warn that a count is not settled by the numbers at hand."""
-    warnings.warn(message, RankWarning, stacklevel=3)
+    warnings.warn(message, RankWarning, stacklevel=4)
 
 
 def _moments(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
