@@ -23,14 +23,13 @@ from memfold.denoisers.schedules import Schedule, flow_schedule, ve_schedule, vp
 from memfold.types import InputError
 
 from ._images import Latent, UnitRange
-from ._pipeline import brief, read_pipeline
+from ._pipeline import SUPPORTED, TEXT, brief, read_pipeline
 
 _PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
     "epsilon": EpsDenoiser,
     "v_prediction": VDenoiser,
     "sample": X0Denoiser,
 }
-_SUPPORTED = "supported are pipelines of DDPM, DDIM, score SDE (VE), unconditional LDM and DiT"
 
 
 def load(
@@ -104,10 +103,10 @@ def from_pipeline(
     """
     name = type(pipe).__name__
     parts = getattr(pipe, "components", {})
-    if "tokenizer" in parts or "text_encoder" in parts:
-        raise InputError(f"{name} is a text-to-image pipeline; {_SUPPORTED}")
+    if TEXT & set(parts):
+        raise InputError(f"{name} is a text-to-image pipeline; {SUPPORTED}")
     if not ({"unet", "transformer"} & set(parts)) or "scheduler" not in parts:
-        raise InputError(f"{name} has no denoising network and scheduler; {_SUPPORTED}")
+        raise InputError(f"{name} has no denoising network and scheduler; {SUPPORTED}")
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             _place(part, device, dtype).eval().requires_grad_(False)
@@ -151,7 +150,7 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
         return flow_schedule(s, s * n), FlowDenoiser
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
-        raise InputError(f"{name} has no table of alphas_cumprod; {_SUPPORTED}")
+        raise InputError(f"{name} has no table of alphas_cumprod; {SUPPORTED}")
     prediction = config.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         known = ", ".join(_PREDICTIONS)
@@ -199,7 +198,7 @@ def _check_forward(denoiser: Denoiser, cond: Any) -> None:
     except InputError:
         raise
     except Exception as error:  # whatever the network raises
-        raise InputError(f"the network cannot be called: {brief(error)}; {_SUPPORTED}") from error
+        raise InputError(f"the network cannot be called: {brief(error)}; {SUPPORTED}") from error
     if not fine:
         raise InputError(
             f"the network returns NaN or infinity in {denoiser.dtype}; take another checkpoint, or "
