@@ -1,4 +1,7 @@
-"""One contract over LPCA, MLE, TwoNN and EmpiricalLID; then what theory says of each."""
+"""One contract over LPCA, MLE, TwoNN and EmpiricalLID; then what theory says of each.
+
+The contract of the whole family, with the true dimension, is in test_neighbors_contract.py.
+"""
 
 from __future__ import annotations
 
@@ -49,11 +52,12 @@ def test_scikit_learn_accepts_them():
     # estimator itself refuses it, while pytest's type checks would refuse it first.
     code = """
 from sklearn.utils.estimator_checks import check_estimator
-from memfold.lid.empirical import EmpiricalLID
-from memfold.lid.lpca import LPCA
-from memfold.lid.mle import MLE
-from memfold.lid.twonn import TwoNN
-for model in (MLE(), TwoNN(), LPCA(version="participation"), EmpiricalLID(1.0, random_state=0)):
+from memfold import ESS, LPCA, MLE, MOM, TLE, CorrInt, EmpiricalLID, TwoNN
+versions = ("fukunaga-olsen", "fan", "ratio", "participation", "minka")
+lpca = [LPCA(version=version) for version in versions]
+ess = [ESS(), ESS(version="b"), ESS(order=2, n_simplices=50, random_state=0)]
+others = [MLE(), TwoNN(), MOM(), TLE(), CorrInt(), EmpiricalLID(1.0, random_state=0)]
+for model in [*lpca, *ess, *others]:
     check_estimator(model)
 """
     done = subprocess.run(

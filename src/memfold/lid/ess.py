@@ -30,15 +30,16 @@ class ESS(NeighborsLID):
         version "a":  S = sum |volume| / sum prod |v_i|,      order m = 1: |sin| of the angle,
         version "b":  S = sum |v_i . v_j| / sum |v_i| |v_j|,  order 1 only: |cos| of the angle,
 
-    and LID is the dimension in which a uniform ball has that expectation, by linear interpolation
+    and LID is the dimension, m or more, in which a uniform ball has that expectation, interpolated
     between integers: for "a" (gamma(n/2) / gamma((n+1)/2))^m gamma(n/2) / gamma((n-m)/2), for "b"
     gamma(n/2) / (sqrt(pi) gamma((n+1)/2)). All k (k - 1) / 2 pairs are taken at order 1. At higher
     orders, at most `n_simplices` different simplices are drawn by `random_state`, the same ones at
     all points; time is k^2 d + n_simplices m^3 a point. Angles need fewer places than counts of
     directions do: k may be below the dimension.
 
-    The standard error is a grouped jackknife, as in `LPCA`. `dimension_` is the mean over points
-    that lie at no point mass; at these LID is 0, by the rule of the base class.
+    The standard error is a grouped jackknife, as in `LPCA`; in a round neighbourhood, where the
+    first-order term of S vanishes, it is up to twice too large. `dimension_` is the mean over
+    points that lie at no point mass; at these LID is 0, by the rule of the base class.
 
     Args:
         n_neighbors: number of nearest places k, at least 3 and above `order` + 1.

@@ -118,7 +118,9 @@ def _share(values: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
 
 def _fan(values: Float[Tensor, "b p"], threshold: float) -> Float[Tensor, " b"]:
     """Count as Fan et al. do; zeros are no eigenvalues of noise."""
-    noise = (_share(values) > _FAN_SIGNAL) & (values > 0)
+    before = (_share(values) > _FAN_SIGNAL).roll(1, 1)  # what stands beyond, not at, the limit
+    before[:, 0] = False
+    noise = before & (values > 0)
     level = (values * noise).sum(1) / noise.sum(1).clamp_min(1)
     signal = values - level[:, None]
     following = torch.cat([signal[:, 1:], signal.new_zeros(len(signal), 1)], 1)

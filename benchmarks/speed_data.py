@@ -1,0 +1,161 @@
+"""Time of the data-side estimators, ours and the peers', on the same points, in one run.
+
+    OMP_NUM_THREADS=1 python benchmarks/speed_data.py --peer-python PEERS/bin/python
+    python benchmarks/speed_data.py --memory
+
+PEERS is an environment with scikit-dimension and, if wanted, DADApy. Both sides run on one thread;
+the shortest of some runs counts. The peers' LPCA and ESS are timed at some points and scaled to
+all. The output is Markdown.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import tempfile
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from memfold import ESS, LPCA, MLE, MOM, TLE, CorrInt, TwoNN
+
+PEERS = Path(__file__).with_name("peers_data.py")
+OURS = {
+    "MLE": lambda x: MLE(20).fit(x).dimension_,
+    "TwoNN": lambda x: TwoNN().fit(x).dimension_,
+    "LPCA": lambda x: LPCA(100).fit_predict(x),
+    "ESS": lambda x: ESS(100).fit_predict(x),
+}
+GROWTH = {
+    "MLE": lambda x: MLE(20).fit_predict(x),
+    "TwoNN": lambda x: TwoNN().fit_predict(x),
+    "MOM": lambda x: MOM(20).fit_predict(x),
+    "TLE": lambda x: TLE(20).fit_predict(x),
+    "CorrInt": lambda x: CorrInt(20).fit_predict(x),
+    "LPCA": lambda x: LPCA(50).fit_predict(x),
+    "ESS": lambda x: ESS(50).fit_predict(x),
+}
+
+
+def points(n, dim, ambient):
+    """A Gaussian of few directions and a little noise in all."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((n, dim)) @ rng.standard_normal((dim, ambient))
+    return x + 0.01 * rng.standard_normal((n, ambient))
+
+
+def best(function, repeats):
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def compare(args):
+    sets = {
+        "2,000 x 784": points(2000, 20, 784),
+        "5,000 x 50": points(5000, 10, 50),
+        "10,000 x 3": points(10_000, 2, 3),
+    }
+    times = {}
+    if args.peer_python:
+        with tempfile.TemporaryDirectory() as folder:
+            given, out = Path(folder, "sets.npz"), Path(folder, "out.json")
+            np.savez(given, **sets)
+            run = [args.peer_python, str(PEERS), "speed", str(given), str(out)]
+            one = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+            subprocess.run(
+                [*run, str(args.points), str(args.repeats)], check=True, env=os.environ | one
+            )
+            result = json.loads(out.read_text())
+        times = result["times"]
+        print("Peers:", ", ".join(f"{p} {v}" for p, v in result["versions"].items()) + ".")
+    print(
+        f"The peer's LPCA at {args.points} points and its ESS at {args.points // 4}, scaled up.\n"
+    )
+    print("| points | estimator | memfold, s | peer, s | peer / memfold |")
+    print("|---|---|---|---|---|")
+    for name, x in sets.items():
+        for key, run in OURS.items():
+            if key in ("LPCA", "ESS") and "784" not in name:
+                continue
+            mine = best(partial(run, x), args.repeats)
+            peers = {p: t for p, t in times.get(name, {}).items() if p.split()[0] == key}
+            for peer, theirs in peers.items() or [(key, None)]:
+                ratio = "–" if theirs is None else f"{theirs / mine:.1f}"
+                cell = "–" if theirs is None else f"{theirs:.3f}"
+                print(f"| {name} | {peer} | {mine:.3f} | {cell} | {ratio} |")
+
+
+def growth(args):
+    """Fit the exponent of time over n and over d."""
+    sizes, widths = (1000, 2000, 4000), (64, 128, 256)
+    print("\n| estimator | time over n (d = 64) | time over d (n = 1,000) |")
+    print("|---|---|---|")
+    for name, run in GROWTH.items():
+        over_n = [best(partial(run, points(n, 10, 64)), args.repeats) for n in sizes]
+        over_d = [best(partial(run, points(1000, 10, d)), args.repeats) for d in widths]
+        n_slope = np.polyfit(np.log(sizes), np.log(over_n), 1)[0]
+        d_slope = np.polyfit(np.log(widths), np.log(over_d), 1)[0]
+        print(f"| {name} | n^{n_slope:.1f} | d^{d_slope:.1f} |")
+
+
+def memory(args):
+    """Peak memory of fit and predict on many rows, against the rows themselves."""
+    n, d = args.memory_n, 768
+    rng = np.random.default_rng(0)
+    axes = rng.standard_normal((20, d), dtype=np.float32)
+    x = np.empty((n, d), dtype=np.float32)
+    for start in range(0, n, 10_000):
+        rows = x[start : start + 10_000]
+        rows[:] = rng.standard_normal((len(rows), 20), dtype=np.float32) @ axes
+    before = peak()
+    start = time.perf_counter()
+    model = MLE(20).fit(x)
+    fitted, fit_peak = time.perf_counter() - start, peak()
+    start = time.perf_counter()
+    model.predict(x[: args.memory_queries])
+    predicted = time.perf_counter() - start
+    size = x.nbytes / 2**30
+    print(
+        "| rows x columns | float32, GiB | peak before, after fit, after predict, GiB | seconds |"
+    )
+    print("|---|---|---|---|")
+    peaks = f"{before:.2f}, {fit_peak:.2f}, {peak():.2f}"
+    print(f"| {n:,} x {d} | {size:.2f} | {peaks} | fit {fitted:.1f}, ", end="")
+    print(f"predict at {args.memory_queries:,} points {predicted:.1f} |")
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", help="Python that has scikit-dimension and DADApy")
+    parser.add_argument(
+        "--points", type=int, default=80, help="points that slow peers are timed at"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the shortest counts")
+    parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
+    parser.add_argument("--memory-n", type=int, default=100_000, help="rows for --memory")
+    parser.add_argument("--memory-queries", type=int, default=2000, help="points for --memory")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    if args.memory:
+        return memory(args)
+    compare(args)
+    growth(args)
+    return None
+
+
+if __name__ == "__main__":
+    main()

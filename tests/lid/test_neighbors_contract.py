@@ -1,0 +1,345 @@
+"""What holds for every data-side estimator: the truth, as theory allows, and invariance."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from memfold.datasets import manifolds
+from memfold.lid._neighbors_base import PointMassWarning
+from memfold.lid.corrint import CorrInt
+from memfold.lid.ess import ESS
+from memfold.lid.lpca import LPCA
+from memfold.lid.mle import MLE
+from memfold.lid.mom import MOM
+from memfold.lid.tle import TLE
+from memfold.lid.twonn import TwoNN
+from memfold.types import InputError
+from tests.lid.test_neighbors_estimators import plane
+
+# For each: how to make it, and the relative bias that flat data leave it at k neighbours in d
+# dimensions, besides its own standard error.
+MEMBERS = {
+    "mle": (MLE, 0.1),
+    "twonn": (TwoNN, 0.1),
+    "mom": (MOM, 0.1),
+    "tle": (TLE, 0.15),  # pairs meet the edge of the ball
+    "corrint": (CorrInt, 0.1),
+    "ess": (lambda k=50, **kw: ESS(k, **kw), 0.1),
+    "ess-b": (lambda k=50, **kw: ESS(k, version="b", **kw), 0.1),
+    "ess-2": (lambda k=30, **kw: ESS(k, order=2, n_simplices=300, random_state=0, **kw), 0.1),
+    "lpca": (lambda k=50, **kw: LPCA(k, **kw), 0.0),
+    "ratio": (lambda k=50, **kw: LPCA(k, version="ratio", threshold=0.98, **kw), 0.0),
+    "fan": (lambda k=50, **kw: LPCA(k, version="fan", threshold=0.99, **kw), 0.0),
+    "minka": (lambda k=50, **kw: LPCA(k, version="minka", **kw), 0.0),
+    "participation": (lambda k=50, **kw: LPCA(k, version="participation", **kw), 0.15),
+}
+FAMILY = [pytest.param(make, id=name) for name, (make, _) in MEMBERS.items()]
+ON_A_DEVICE = [
+    pytest.param(make, id=name)
+    for name, (make, _) in MEMBERS.items()
+    if name not in ("mle", "twonn")
+]
+
+
+@pytest.mark.parametrize(("make", "bias"), MEMBERS.values(), ids=MEMBERS)
+@pytest.mark.parametrize("dim", [1, 2, 6])
+def test_middle_of_a_flat_ball(make, bias, dim):
+    # At its centre a uniform ball is what every method assumes. 20 balls of 300 points: the mean
+    # is within 4 of its standard errors and the bias of the method.
+    lids, errors = [], []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((300, dim))
+        x *= rng.uniform(size=(300, 1)) ** (1 / dim) / np.linalg.norm(x, axis=1, keepdims=True)
+        axes = np.linalg.qr(rng.standard_normal((9, dim)))[0].T
+        lid, stderr = make().fit(x @ axes + 7).predict_with_stderr(np.full((1, 9), 7.0))
+        lids.append(lid[0])
+        errors.append(stderr[0])
+    assert np.isfinite(errors).all()
+    spread = np.std(lids, ddof=1) / math.sqrt(20)
+    truth = max(dim, getattr(make(), "order", 1))  # simplices of order m are flat below m
+    assert abs(np.mean(lids) - truth) <= 4 * spread + bias * dim
+
+
+@pytest.mark.parametrize("make", FAMILY)
+def test_sphere(make):
+    # 600 points on a sphere of dimension 3, off the origin. Curvature lifts the cap of k = 50 of
+    # 600 points by 1 - cos(0.5) = 0.1 radii: a fourth direction of a hundredth of the variance.
+    samples = manifolds.sphere(3, 12, 600, generator=torch.Generator().manual_seed(0))
+    lid, stderr = make().fit_predict_with_stderr(samples.x.numpy())
+    assert np.isfinite(stderr).all()
+    assert (stderr >= 0).all()
+    assert abs(np.median(lid) - 3) < 0.45 or (np.median(lid) in (3, 4))
+
+
+@pytest.mark.parametrize("make", FAMILY)
+class TestInvariance:
+    """What must not matter."""
+
+    def test_rotation_shift_scale(self, make, rng):
+        x = rng.standard_normal((80, 4))
+        turn = np.linalg.qr(rng.standard_normal((4, 4)))[0]
+        want = make().fit(x).predict_with_stderr(x[:5] + 0.1)
+        moved = make().fit(3 * x @ turn + 50).predict_with_stderr(3 * (x[:5] + 0.1) @ turn + 50)
+        np.testing.assert_allclose(moved, want, rtol=1e-6, atol=1e-6)
+
+    def test_padding(self, make, rng):
+        if getattr(make(), "version", "") == "minka":
+            pytest.skip("the evidence counts the directions of the space")
+        x = rng.standard_normal((80, 4))
+        want = make().fit_predict_with_stderr(x)
+        padded = make().fit_predict_with_stderr(np.pad(x, [(0, 0), (3, 70)]))
+        np.testing.assert_allclose(padded, want, rtol=1e-7, atol=1e-7)
+
+    def test_batch_order_and_parts(self, make, rng, monkeypatch):
+        x, q = np.split(plane(rng, 97, 3, 8), [90])
+        want = make().fit(x).predict_with_stderr(q)
+        monkeypatch.setattr("memfold.lid._neighbors_base._BYTES", 1)
+        model = make().fit(x[rng.permutation(90)])
+        alone = [model.predict_with_stderr(row[None]) for row in q]
+        np.testing.assert_allclose(np.concatenate(alone, 1), want, rtol=1e-8, atol=1e-8)
+
+    def test_each_row_is_left_out(self, make, rng):
+        x = rng.standard_normal((60, 3))
+        lid = make().fit_predict(x)
+        if make not in (TwoNN,):  # whose neighbours keep x among their own
+            k = min(make().n_neighbors, 58)
+            others = make(k).fit(np.delete(x, 7, 0)).predict(x[7:8])
+            np.testing.assert_allclose(others, make(k).fit_predict(x)[7], rtol=1e-9)
+        assert np.isfinite(lid).all()
+
+    def test_single_precision_agrees(self, make, rng):
+        x = plane(rng, 70, 3, 8, offset=1.0).astype(np.float32)
+        want = make().fit_predict(x.astype(np.float64))
+        np.testing.assert_allclose(make().fit_predict(x), want, rtol=1e-3)
+
+
+@pytest.mark.parametrize("make", FAMILY)
+class TestPlaces:
+    """Copies, near copies, ties."""
+
+    def test_point_mass_is_zero_and_counted(self, make, rng):
+        x = plane(rng, 150, 4, 10)
+        x = np.concatenate([x, np.repeat(x[:1], 59, 0)])
+        with pytest.warns(PointMassWarning, match="60 of 209 points"):
+            lid, stderr = make().fit_predict_with_stderr(x)
+        assert (lid[150:] == 0).all()
+        assert (stderr[150:] == 0).all()
+        assert (lid[1:150] > 0.5).all()
+        assert np.isfinite(stderr).all()
+
+    def test_pairs_of_copies_are_one_place(self, make, rng):
+        x = plane(rng, 120, 3, 6)
+        want = make().fit(x).predict(x[:4])
+        np.testing.assert_allclose(
+            make().fit(np.concatenate([x, x[:50], x[:50]])).predict(x[:4]), want, rtol=1e-9
+        )
+
+    def test_near_copies_leave_numbers(self, make, rng):
+        x = plane(rng, 100, 3, 6, offset=1.0)
+        x = np.concatenate([x, x[:20] + 1e-9 * rng.standard_normal((20, 6))])
+        lid, stderr = make().fit_predict_with_stderr(x)
+        assert np.isfinite(lid).all()
+        assert np.isfinite(stderr).all()
+
+    @pytest.mark.parametrize("x", [np.eye(12), np.arange(12.0)[:, None]], ids=["simplex", "line"])
+    def test_ties_leave_numbers(self, make, x):
+        model = make(8)
+        lid, stderr = model.fit_predict_with_stderr(x)
+        assert np.isfinite(lid).all()
+        assert np.isfinite(stderr).all()
+        assert np.isfinite(model.dimension_)
+
+
+@pytest.mark.parametrize("make", FAMILY)
+def test_refusals(make, rng):
+    x = rng.standard_normal((80, 3))
+    with pytest.raises(InputError, match=r"n_neighbors is 1: .* needs"):
+        make(1).fit(x)
+    with pytest.raises(InputError, match="NaN"):
+        make().fit(np.where(x > 2, np.nan, x))
+    with pytest.raises(InputError, match="expecting 3 features"):
+        make().fit(x).predict(x[:, :2])
+    with pytest.warns(UserWarning, match="the reference has 12 rows"):
+        assert make(40).fit(x[:12]).n_neighbors_ == 11
+
+
+@pytest.mark.parametrize("make", ON_A_DEVICE)
+def test_device(make, rng):
+    x = rng.standard_normal((80, 3))
+    with pytest.raises(InputError, match="device is 'abacus'"):
+        make(device="abacus").fit(x)
+    assert clone(make(device="cpu")).device == "cpu"
+    if torch.cuda.is_available():
+        want = make().fit_predict(x)
+        np.testing.assert_allclose(make(device="cuda").fit_predict(x), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", FAMILY)
+def test_pipeline_and_global_dimension(make, rng):
+    x = plane(rng, 90, 2, 5)
+    pipeline = make_pipeline(StandardScaler(with_std=False), make()).fit(x)
+    assert pipeline.predict(x[:3]).shape == (3,)
+    assert 0 < pipeline[-1].dimension_ < 6
+
+
+@pytest.mark.parametrize(
+    "model",
+    [MOM(), TLE(), CorrInt(), ESS(20), ESS(20, version="b")],
+    ids=["mom", "tle", "corrint", "ess", "ess-b"],
+)
+@pytest.mark.parametrize("dim", [2, 5])
+def test_standard_errors_have_the_right_size(model, dim):
+    # 120 balls know the spread of LID to 6.5 %: 4 of these either way, and a jackknife over 10
+    # groups or 20 neighbours may overstate it by half (Efron and Stein 1981), that of ESS by twice:
+    # in a round neighbourhood its first-order term vanishes.
+    lids, errors = [], []
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((150, dim))
+        x *= rng.uniform(size=(150, 1)) ** (1 / dim) / np.linalg.norm(x, axis=1, keepdims=True)
+        lid, stderr = model.fit(x).predict_with_stderr(np.zeros((1, dim)))
+        lids.append(lid[0])
+        errors.append(stderr[0])
+    ratio = math.sqrt(np.mean(np.square(errors))) / np.std(lids)
+    assert 0.7 < ratio < (2.2 if isinstance(model, ESS) else 1.5)
+
+
+# --- each method against its formula, written out a second time, and against other code
+
+
+def neighbors_of(x, q, k):
+    distance = np.linalg.norm(x - q, axis=1)
+    order = np.argsort(distance)[:k]
+    return x[order], distance[order]
+
+
+@pytest.fixture
+def cloud(rng):
+    return rng.standard_normal((60, 5)), 0.3 * rng.standard_normal(5)
+
+
+def test_mom_formula(cloud):
+    _, r = neighbors_of(*cloud, 15)
+    m = np.mean(r[:-1] / r[-1])
+    e = m / (1 - m)
+    want = e - e * (e + 1) / ((e + 2) * 14)
+    assert MOM(15).fit(cloud[0]).predict(cloud[1][None])[0] == pytest.approx(want, rel=1e-12)
+
+
+def test_tle_formula(cloud):
+    x, q = cloud
+    near, r = neighbors_of(x, q, 12)
+    total = 2 * np.log(r / r[-1]).sum()
+    for (i, v), w in itertools.product(enumerate(near), near):
+        if v is w or np.array_equal(v, w):
+            continue
+        for other in (w, 2 * q - w):
+            # The ball through v and `other` that touches the sphere about q of radius R.
+            ball, big = r[i], r[-1]
+            apart = np.linalg.norm(other - v)
+            b = ball**2 + apart**2 - np.linalg.norm(other - q) ** 2
+            if i == 11:
+                t = big * apart**2 / b
+            else:
+                root = math.sqrt(b**2 + 4 * apart**2 * (big**2 - ball**2))
+                t = big * (root - b) / (2 * (big**2 - ball**2))
+            total += math.log(t / big)
+    want = -2 * 12**2 / total
+    assert TLE(12).fit(x).predict(q[None])[0] == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize(("order", "version"), [(1, "a"), (1, "b"), (2, "a"), (3, "a")])
+def test_ess_expectations_are_those_of_random_directions(order, version):
+    # 20,000 random simplices in 6 dimensions: the mean to 4 standard errors.
+    v = np.random.default_rng(1).standard_normal((20_000, order + 1, 6))
+    gram = v @ v.transpose(0, 2, 1)
+    lengths = np.linalg.norm(v, axis=2).prod(1)
+    size = np.sqrt(np.linalg.det(gram)) if version == "a" else np.abs(gram[:, 0, 1])
+    from memfold.lid.ess import _expected
+
+    want = _expected(version, order)[6 - order]
+    spread = np.std(size / lengths) / math.sqrt(20_000)
+    assert abs(np.mean(size / lengths) - want) < 4 * spread
+
+
+def test_ess_counts_all_pairs_and_triples(cloud):
+    near, _ = neighbors_of(*cloud, 9)
+    v = near - near.mean(0)
+    for order in (1, 2):
+        sets = [list(s) for s in itertools.combinations(range(9), order + 1)]
+        volume = sum(math.sqrt(np.linalg.det(v[s] @ v[s].T)) for s in sets)
+        weight = sum(np.linalg.norm(v[s], axis=1).prod() for s in sets)
+        from memfold.lid.ess import _expected
+
+        table = _expected("a", order).numpy()
+        want = np.interp(volume / weight, table, order + np.arange(len(table)))
+        found = ESS(9, order=order).fit(cloud[0]).predict(cloud[1][None])[0]
+        assert found == pytest.approx(want, rel=1e-8)
+
+
+def test_ess_draws_the_same_simplices_for_one_seed(cloud):
+    x, q = cloud
+    draws = [
+        ESS(20, order=3, n_simplices=200, random_state=seed).fit(x).predict(q[None])[0]
+        for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+    simplices = ESS(20, order=3, n_simplices=200, random_state=1).fit(x)._choose(20)
+    assert len({tuple(s) for s in simplices.tolist()}) == 200
+
+
+def test_correlation_integral_counts_pairs(cloud):
+    x, _ = cloud
+    distance = np.linalg.norm(x[:, None] - x, axis=2)
+    ordered = np.sort(distance, axis=1)
+    r1, r2 = np.median(ordered[:, 5]), np.median(ordered[:, 20])
+    counts = [(distance <= r).sum() - len(x) for r in (r1, r2)]
+    want = math.log(counts[1] / counts[0]) / math.log(r2 / r1)
+    assert CorrInt(20, inner=5).fit(x).dimension_ == pytest.approx(want, rel=1e-9)
+
+
+def test_minka_agrees_with_scikit_learn(rng):
+    from sklearn.decomposition import PCA
+
+    for noise in (0.05, 0.3):
+        x = rng.standard_normal((60, 3)) @ rng.standard_normal((3, 10))
+        x += noise * rng.standard_normal((60, 10))
+        near, _ = neighbors_of(x, x[0] + 0.1, 40)
+        want = PCA(n_components="mle", svd_solver="full").fit(near).n_components_
+        assert LPCA(40, version="minka").fit(x).predict(x[:1] + 0.1)[0] == want
+
+
+def test_fan_by_hand():
+    # Variances 4, 3, 2, 0.1 in thirds of a cross: mean of the last 5 % is 0.1, so 3.9, 2.9, 1.9,
+    # 0; 0.8 of their sum 8.7 is passed at the third, and no gap of 10 comes earlier.
+    cross = np.diag(np.sqrt([4, 3, 2, 0.1]))
+    x = np.concatenate([cross, -cross, np.zeros((1, 4))])
+    assert LPCA(8, version="fan").fit(x).fit_predict(x)[8] == 3
+    steep = np.diag(np.sqrt([40, 1, 0.9, 0.8, 0.7, 0.6]))
+    y = np.concatenate([steep, -steep, np.zeros((1, 6))])
+    assert LPCA(12, version="fan").fit(y).fit_predict(y)[12] == 1
+
+
+def test_options_are_checked():
+    x = np.zeros((9, 2))
+    third = ESS()
+    third.version = "c"
+    for model, match in {
+        third: "choose 'a' or 'b'",
+        ESS(order=0): "order is 0",
+        ESS(order=2, version="b"): "order 1 only",
+        ESS(4, order=3): "order 3 needs 5",
+        ESS(n_simplices=0): "n_simplices is 0",
+        CorrInt(10, inner=10): "inner is 10",
+    }.items():
+        with pytest.raises(InputError, match=match):
+            model.fit(x)
