@@ -11,16 +11,16 @@ from memfold.lid._neighbors_base import NeighborsLID, settle
 class MOM(NeighborsLID):
     """Method-of-moments LID (Amsaleg et al. 2018, section 4.2; first moment).
 
-    With r_1 <= ... <= r_k the distances to the k nearest places, the r_j / r_k, j < k, are k - 1
-    independent variables of law P(r_j / r_k < t) = t^d where the density is flat in the ball.
-    Their mean is d / (d + 1), so with m the mean over j < k,
+    With r_1 <= ... <= r_k the distances to the k nearest places, the r_j / r_k, j < k, follow the
+    law P(r_j / r_k < t) = t^d where the density is flat in the ball, with mean d / (d + 1). So
+    with m the mean over j <= k,
 
-        e = m / (1 - m),    LID = e - e (e + 1) / ((e + 2) (k - 1)),
-        standard error = (e + 1) sqrt(e / ((e + 2) (k - 1))),
+        LID = m / (1 - m),    standard error = (LID + 1) sqrt(LID / ((LID + 2) (k - 1))),
 
-    where the paper's estimate e loses its bias to first order in 1 / k, and the error is that of
-    e by the delta method. Less efficient than `MLE`, by 1 / (d (d + 2)), but small distances, where
-    measurement noise sits, weigh less.
+    the latter by the delta method. Taking r_k itself into the mean, as published, and inverting a
+    mean make LID high by some (d + d (d + 1) / (d + 2)) / (k - 1) on flat data, which a density
+    that falls inside the ball more than undoes in many dimensions. Less efficient than `MLE`, but
+    the smallest distances, where noise sits, weigh less.
 
     `dimension_` is the mean over points that lie at no point mass; at these LID is 0, by the rule
     of the base class. Where all k places are equally far, the answer is the dimension of the space.
@@ -49,9 +49,8 @@ class MOM(NeighborsLID):
         k = near.distance.shape[1]
         if k == 0:
             return near.distance.sum(1), near.distance.sum(1)
-        mean = (near.distance[:, :-1] / near.distance[:, -1:]).mean(1)
+        mean = (near.distance / near.distance[:, -1:]).mean(1)
         flat = 1 - mean <= 1e-9
-        e = (mean / (1 - mean)).masked_fill(flat, float(self.n_features_in_))
-        lid = e - e * (e + 1) / ((e + 2) * (k - 1))
-        stderr = (e + 1) * (e / ((e + 2) * (k - 1))).sqrt()
-        return settle(lid.where(~flat, e), stderr, near.point_mass)
+        lid = (mean / (1 - mean)).masked_fill(flat, float(self.n_features_in_))
+        stderr = (lid + 1) * (lid / ((lid + 2) * (k - 1))).sqrt()
+        return settle(lid, stderr, near.point_mass)

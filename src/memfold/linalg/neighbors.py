@@ -15,7 +15,7 @@ from memfold.types import InputError
 
 _DEFAULT_BUDGET = 2**28
 _CACHE = 2**23  # bytes that are worked on at a time where the processor's cache sets the pace
-_SPARE = 8  # candidates beyond k, so that the first round mostly suffices
+_SPARE = 4  # candidates beyond k, so that the first round mostly suffices
 _TREE_DIM, _TREE_ROWS = 15, 500  # a k-d tree is the faster up to this width, from this many rows
 
 
@@ -29,10 +29,11 @@ def nearest(
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """Find the k nearest rows of a reference, by exact Euclidean distance.
 
-    |x|^2 + |y|^2 - 2 x.y cancels between near-duplicates, so it only selects candidates, in the
-    precision of the data: its error is at most c = 4 (d + 16) u (|x|^2 + |y|^2), u the unit
-    roundoff, and no row is dropped unless its value minus c exceeds the k-th exact distance
-    found. Distances come from differences in float64. In few dimensions a k-d tree selects.
+    |x|^2 + |y|^2 - 2 x.y cancels between near-duplicates, so it only selects candidates, in
+    float32 at first: its error is at most c = 4 (d + 16) u (|x|^2 + |y|^2), u the unit roundoff,
+    and no row is dropped unless its value minus c exceeds the k-th exact distance found, or more
+    candidates are taken, in float64. Distances come from differences in float64. In few
+    dimensions a k-d tree selects.
 
     Args:
         queries: points, shape (m, d), float32 or float64.
@@ -91,7 +92,7 @@ def within(
     """
     _check(queries, reference, 1, None, memory_budget)
     mask = torch.empty(len(queries), len(reference), dtype=torch.bool, device=queries.device)
-    screen = _Screen(queries, reference)
+    screen = _Screen(queries, reference, fine=True)
     rows = screen.block(memory_budget)
     limit = (radius * screen.scale) ** 2
     for start in range(0, len(queries), rows):
@@ -146,23 +147,36 @@ class _Screen:
     overflow nor, to any effect, underflow.
     """
 
-    def __init__(self, queries: Tensor, reference: Tensor) -> None:
+    spare = _SPARE
+
+    def __init__(self, queries: Tensor, reference: Tensor, fine: bool = False) -> None:
         exact = torch.get_float32_matmul_precision() == "highest"  # no TF32, no bfloat16
-        self.dtype = reference.dtype if exact else torch.float64
-        self.reference = reference
+        self.dtype = torch.float32 if exact and not fine else torch.float64
+        self.queries, self.reference = queries, reference
         parts = [part.sum(0, dtype=torch.float64) for part in _parts(reference)]
         self.center = torch.stack(parts).sum(0) / len(reference)
         ends = [float(end) for t in (queries, reference) if len(t) for end in t.aminmax()]
         far = 2 * max(map(abs, ends))
         self.scale = 2.0 ** min(1000, max(-1000, -math.ceil(math.log2(far)))) if far else 1.0
-        self.center = (self.center * self.scale).to(self.dtype)
+        self.center = (self.center * self.scale).to(
+            torch.promote_types(reference.dtype, self.dtype)
+        )
         d = reference.shape[1]
         self.error = 4 * (d + 16) * torch.finfo(self.dtype).eps / 2
+        self._fine: _Screen | None = None
         self.tiny = 4 * (d + 16) * torch.finfo(self.dtype).tiny
+
+    def finer(self) -> _Screen:
+        """Screen in float64 what float32 could not tell apart."""
+        if self.dtype == torch.float64:
+            return self
+        if self._fine is None:
+            self._fine = _Screen(self.queries, self.reference, fine=True)
+        return self._fine
 
     def block(self, memory_budget: int) -> int:
         """Side of the square tiles, of queries times reference rows, that fit into the budget."""
-        width = 16 * self.reference.shape[1]
+        width = 24 * self.reference.shape[1]
         return max(1, int((math.sqrt(width**2 + 96 * memory_budget) - width) / 48))
 
     def candidates(self, x: Tensor, c: int, memory_budget: int) -> tuple[Tensor, Tensor]:
@@ -171,7 +185,7 @@ class _Screen:
         value = x.new_empty(len(x), 0)
         index = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
         for columns, y in self._tiles(memory_budget):
-            new, at = self._lower(x, y).topk(min(c, len(y)), largest=False)
+            new, at = _smallest(self._lower(x, y), min(c, len(y)))
             value, index = torch.cat([value, new], 1), torch.cat([index, at + columns.start], 1)
             if value.shape[1] > c:
                 value, at = value.topk(c, largest=False)
@@ -189,7 +203,7 @@ class _Screen:
             yield columns, lower, lower + 2 * (self.error * size + self.tiny)
 
     def _place(self, x: Tensor) -> Tensor:
-        return x.to(self.dtype) * self.scale - self.center
+        return (x.to(self.center.dtype) * self.scale - self.center).to(self.dtype)
 
     def _tiles(self, memory_budget: int) -> Iterator[tuple[slice, Tensor]]:
         rows = self.block(memory_budget)
@@ -206,10 +220,14 @@ class _Screen:
 class _Tree:
     """Candidates from a k-d tree, whose distances are differences in float64."""
 
-    scale = 1.0
+    scale, spare = 1.0, 2
 
     def __init__(self, queries: Tensor, reference: Tensor) -> None:
         self.tree = cKDTree(reference.to(torch.float64).numpy(), balanced_tree=False)
+
+    def finer(self) -> _Tree:
+        """Return itself: nothing is finer."""
+        return self
 
     def block(self, memory_budget: int) -> int:
         """Return as many queries as one likes: they need no memory beyond their candidates."""
@@ -221,6 +239,22 @@ class _Tree:
         shape = len(x), c
         last = torch.from_numpy(np.reshape(distance, shape)[:, -1])
         return last.square() * (1 - 1e-12), torch.from_numpy(np.reshape(index, shape))
+
+
+def _smallest(value: Tensor, c: int) -> tuple[Tensor, Tensor]:
+    """Find the c smallest of each row: they lie in the c groups of columns with smallest minima."""
+    n = value.shape[1]
+    size = math.isqrt(n // c)
+    if size < 3:
+        return value.topk(c, largest=False, sorted=False)
+    groups = n // size
+    group = value[:, : groups * size].unflatten(1, (size, groups)).amin(1)
+    group = group.topk(c, largest=False, sorted=False).indices
+    member = group[:, None] + groups * torch.arange(size, device=value.device)[:, None]
+    left = torch.arange(groups * size, n, device=value.device).expand(len(value), -1)
+    columns = torch.cat([member.flatten(1), left], 1)
+    found, at = value.gather(1, columns).topk(c, largest=False, sorted=False)
+    return found, columns.gather(1, at)
 
 
 def _search(
@@ -236,7 +270,7 @@ def _search(
     distances = queries.new_empty(len(queries), k, dtype=torch.float64)
     indices = exclude.new_empty(len(queries), k)
     pending = torch.arange(len(queries), device=queries.device)
-    c = min(n, k + _SPARE)
+    c = min(n, k + screen.spare)
     while len(pending):
         rest = []
         for part in pending.split(max(1, memory_budget // (96 * c))):
@@ -249,7 +283,7 @@ def _search(
             indices[part] = candidate.gather(1, order[:, :k])
             open_ = (bound <= (exact[:, k - 1] * screen.scale).square()) & (c < n)
             rest.append(part[open_])
-        pending, c = torch.cat(rest), min(n, 4 * c)
+        pending, c, screen = torch.cat(rest), min(n, 4 * c), screen.finer()
     return distances, indices
 
 
