@@ -180,7 +180,7 @@ def test_order_changes_nothing(f, options):
     torch.testing.assert_close(mixed.lid, whole.lid[order], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("rows", [1, 7])
 @pytest.mark.parametrize(("f", "options"), PUBLISHED)
 def test_odd_chunks_change_nothing(f, options, rows, monkeypatch):
     model, x = example()
@@ -215,7 +215,7 @@ def test_memory_budget_changes_nothing(f, budget):
     torch.testing.assert_close(small.lid, whole.lid, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("rows", [3])
 def test_conditions_of_samples_survive_chunks(estimator, rows, monkeypatch):
     d = 36
     q = rotation(d, d, 1)
@@ -227,7 +227,7 @@ def test_conditions_of_samples_survive_chunks(estimator, rows, monkeypatch):
     cond = {"k": torch.tensor([1, 5, 9, 30]), "shift": 0.0}
     x = torch.randn(4, d, generator=seeded(), dtype=torch.float64)
     x = (x @ q * (torch.arange(d) < cond["k"][:, None])) @ q.mT
-    options = {"cond": cond, "generator": seeded(), "n_noises": 32}
+    options = {"cond": cond, "generator": seeded(), "n_noises": 16}
     if estimator is dsm_lid:
         options["batch_size"] = rows
     else:
