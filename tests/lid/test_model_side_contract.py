@@ -287,4 +287,5 @@ def test_flow_matching_and_ve_models_are_the_same_to_all(estimator):
         ScoreDenoiser(score, ve_schedule(0.01, 50.0), shape=(12,)),
     ):
         got = estimator(model, x, 0.1, generator=seeded())
-        torch.testing.assert_close(got.lid, want.lid, rtol=1e-6, atol=1e-6)
+        # times are interpolated in the schedule, to about 1e-4
+        torch.testing.assert_close(got.lid, want.lid, rtol=1e-3, atol=1e-6)

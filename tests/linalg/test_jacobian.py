@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from memfold.linalg.jacobian import Jacobian, graph_bytes
-from tests.oracles import seeded, tiny_unet
+from memfold.types import InputError
+from tests.oracles import seeded, tiny_unet, unchecked
 
 
 def curved(x):
@@ -60,16 +61,54 @@ def test_vjp_equals_dense(case):
 def test_jvp_error_is_of_second_order(case):
     f, x, v, j = case
     truth = times(j, v)
-    errors = [float((Jacobian(f, x, s).jvp(v) - truth).norm()) for s in (2.0, 1.0, 0.5, 0.25)]
+    errors = [
+        float((Jacobian(f, x, s, way="difference").jvp(v) - truth).norm())
+        for s in (2.0, 1.0, 0.5, 0.25)
+    ]
     orders = [float(torch.tensor(a / b).log2()) for a, b in pairwise(errors)]
     assert orders == pytest.approx([2, 2, 2], abs=0.15)
     assert errors[-1] < 1e-3 * float(truth.norm())
 
 
+@pytest.mark.parametrize("way", ["auto", "forward", "double-backward"])
+def test_exact_ways(way):
+    f, x = CASES["curved"]
+    v, j = x.flip(0), dense(f, x)
+    jacobian = Jacobian(f, x, 1.0, way=way)
+    for u in (v, -2 * v):  # the graph is retained
+        torch.testing.assert_close(jacobian.jvp(u), times(j, u))
+    assert jacobian.way == {"auto": "double-backward"}.get(way, way)
+
+
+def test_fused_attention_leaves_the_difference():
+    f, x = CASES["unet"]
+    jacobian = Jacobian(f, x, 1e-2, way="auto")
+    v = x.flip(0)
+    truth = times(dense(f, x), v)
+    assert float((jacobian.jvp(v) - truth).norm()) < 1e-4 * float(truth.norm())
+    assert jacobian.way == "difference"
+
+
+def test_unknown_way():
+    f, x = CASES["curved"]
+    with unchecked(), pytest.raises(InputError, match="way = 'sideways' is unknown"):
+        Jacobian(f, x, 1.0, way="sideways")
+
+
+def test_more_outputs_than_inputs():
+    a = torch.randn(6, 9, generator=seeded(), dtype=torch.float64)
+    x, v = CASES["curved"][1], CASES["curved"][1].flip(0)
+    for way in ("forward", "double-backward", "difference"):
+        jacobian = Jacobian(lambda y: (y @ a).reshape(-1, 3, 3), x, 1.0, way=way)
+        torch.testing.assert_close(jacobian.jvp(v), (v @ a).reshape(-1, 3, 3))
+        u = torch.ones(3, 3, 3, dtype=torch.float64)
+        torch.testing.assert_close(jacobian.vjp(u), u.flatten(1) @ a.mT)
+
+
 def test_symmetric_is_half_the_sum(case):
     f, x, v, j = case
     truth = times((j + j.mT) / 2, v)
-    difference = Jacobian(f, x, 1e-3).symmetric(v) - truth
+    difference = Jacobian(f, x, 1e-3, way="difference").symmetric(v) - truth
     assert float(difference.norm()) < 1e-6 * float(truth.norm())
 
 
@@ -77,16 +116,16 @@ def test_jvp_scales_with_each_sample():
     f, x = CASES["curved"]
     v = torch.randn(x.shape, generator=seeded(3), dtype=torch.float64)
     scale = torch.tensor([1.0, 0.1, 0.01], dtype=torch.float64)
-    whole = Jacobian(f, x, scale).jvp(v)
+    whole = Jacobian(f, x, scale, way="difference").jvp(v)
     for i in range(3):
-        alone = Jacobian(f, x[i : i + 1], float(scale[i])).jvp(v[i : i + 1])
+        alone = Jacobian(f, x[i : i + 1], float(scale[i]), way="difference").jvp(v[i : i + 1])
         torch.testing.assert_close(whole[i : i + 1], alone)
 
 
 def test_jvp_does_not_depend_on_the_length_of_v():
     f, x = CASES["curved"]
     v = torch.randn(x.shape, generator=seeded(3), dtype=torch.float64)
-    j = Jacobian(f, x, 0.5)
+    j = Jacobian(f, x, 0.5, way="difference")
     torch.testing.assert_close(j.jvp(1e6 * v) / 1e6, j.jvp(v), rtol=1e-9, atol=1e-12)
     assert j.jvp(torch.zeros_like(v)).abs().max() == 0
 
@@ -101,7 +140,7 @@ def test_a_long_single_direction_stays_in_the_neighbourhood():
     def f(x):
         return sigma * torch.tanh(x[:, :1] / sigma) * e
 
-    jacobian = Jacobian(f, torch.zeros(1, d, dtype=torch.float64), sigma)
+    jacobian = Jacobian(f, torch.zeros(1, d, dtype=torch.float64), sigma, way="difference")
     # tanh(h) / h = 1 - h^2 / 3 at h = 1/4
     assert float(jacobian.jvp(e)[0, 0]) == pytest.approx(1 - 0.25**2 / 3, abs=1e-3)
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.decoders.base import Decoder, as_decoder
-from memfold.linalg.products import jvp, way_that_works
+from memfold.linalg.jacobian import Jacobian
 from memfold.linalg.rank import Rule, count_large, jackknife_count, warn_unsettled
 from memfold.tensors import base_seed, normal_like, per_sample
 from memfold.types import Estimate, InputError
@@ -217,11 +217,11 @@ def _jacobian(decoder: Decoder, z: Tensor) -> Float[Tensor, "b d k"]:
             (row,) = torch.autograd.grad(x, leaf, unit.reshape(x.shape), retain_graph=True)
             rows.append(row.flatten(1))
         return torch.stack(rows, 1)
-    way, columns = way_that_works(decoder, z), []
+    jacobian, columns = Jacobian(decoder, z, 1.0, way="auto"), []
     for i in range(k):
         unit = torch.zeros_like(z).flatten(1)
         unit[:, i] = 1
-        columns.append(jvp(decoder, z, unit.reshape(z.shape), way=way).flatten(1))
+        columns.append(jacobian.jvp(unit.reshape(z.shape)).flatten(1))
     return torch.stack(columns, 2)
 
 
