@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memfold.linalg.neighbors import _check, nearest, within
+from memfold.linalg.neighbors import _check, distinct, nearest, within
 from memfold.types import InputError
 
 
@@ -106,3 +106,26 @@ def test_refusals_name_the_value_and_the_remedy():
         _check(x, torch.zeros(3, 5), 1, None, 1)
     with pytest.raises(InputError, match="positive"):
         nearest(x, x, 1, memory_budget=0)
+
+
+def test_tree_equals_brute_force_with_ties():
+    g = torch.Generator().manual_seed(4)
+    y = torch.randint(0, 6, (600, 3), generator=g).double()  # a lattice: many equal distances
+    distance, index = nearest(y, y, 9)
+    want_distance, want_index = brute(y[:5], y, 9)
+    assert torch.equal(index[:5], want_index)
+    assert torch.equal(distance[:5], want_distance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("budget", [1, 2**28])
+def test_distinct_rows(dtype, budget):
+    g = torch.Generator().manual_seed(5)
+    base = torch.randint(-1, 2, (40, 4), generator=g).to(dtype)
+    x = torch.cat([base, -base, 0 * base * -1.0])
+    places, inverse, copies = distinct(x, memory_budget=budget)
+    assert torch.equal(places[inverse], x)
+    assert len(places) == len(torch.unique(x + 0.0, dim=0))
+    assert torch.equal(copies, torch.bincount(inverse))
+    other, _, _ = distinct(x.flip(0), memory_budget=budget)
+    assert torch.equal(other, places)  # the order of the rows does not matter
