@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 DEMO_OUT := memfold-demo
 DEMO_ARGS := assets/demo/model --data assets/demo/train.npz --holdout assets/demo/holdout.npz \
-	--train-points --truth assets/demo/ground_truth.json --out $(DEMO_OUT)
+	--train-points --truth assets/demo/ground_truth.json --noises 8 --out $(DEMO_OUT)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -104,7 +104,7 @@ def audit(
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Rows in one pass; halved when memory runs out.")
-    ] = 64,
+    ] = 128,
     fail_on: Annotated[
         str, typer.Option("--fail-on", help="Exit with 1 on: overfitting,data,undetermined.")
     ] = "",

@@ -338,8 +338,8 @@ def test_evidence_in_words():
     assert words.evidence(subject, held_out).replace("\u00a0", " ") == (
         "The model has 5.2 ± 0.6 degrees of freedom here; held-out images of this complexity have "
         "45.1: 40 are missing (q = 0.002). The data around it has 4.8 ± 0.5 (p < 0.0001), as few "
-        "as the model has, so the data itself pins the image: data. The training set holds 75 "
-        "near-duplicates of it."
+        "as the model has, so the data itself pins the image: data. 75 other training rows nearly "
+        "repeat it."
     )
     assert words.evidence(Subject("x", "overfitting", 3.0), held_out) == (
         "The model has 3.0 degrees of freedom here."

@@ -71,7 +71,7 @@ class Plan:
     alpha: float = 0.05
     max_reference: int | None = None
     seed: int = 0
-    batch_size: int = 64
+    batch_size: int = 128
     device: str = "cpu"
     class_label: int | None = None
     guidance_scale: float | None = None

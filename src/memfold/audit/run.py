@@ -18,7 +18,7 @@ import memfold
 from memfold.lid.scale import default_sigmas
 from memfold.memorization.complexity import features
 from memfold.memorization.mmh import Verdicts, judge
-from memfold.memorization.replicate import nearest_training
+from memfold.memorization.replicate import near_duplicates, nearest_training
 from memfold.types import Estimate
 
 from .data_side import data_side
@@ -72,13 +72,13 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     verdicts = _judge(plan, inputs, subjects, reference, subject)
     with clock("evidence"):
         k = min(_CALIBRATE, len(train) - 1)
-        matches = nearest_training(
-            subject.flat, train, k=k, top=min(_TOP, k), exclude=torch.from_numpy(subjects.row)
-        )
+        own = torch.from_numpy(subjects.row)
+        matches = nearest_training(subject.flat, train, k=k, top=min(_TOP, k), exclude=own)
+        copies = near_duplicates(subject.flat, train, exclude=own).tolist()
         embedded = _embedded(plan, inputs, subjects)
         shown = _flagged(verdicts)
         paths = curves(bench, f"curve-{_digest(shown)}", "Curves", subject.flat[shown], grid)
-        evidence = Evidence(matches, embedded, shown, paths, _truth(inputs, subjects))
+        evidence = Evidence(matches, copies, embedded, shown, paths, _truth(inputs, subjects))
     write_tables(
         Path(plan.out), inputs.train, inputs.reference, subjects, (reference, subject), band,
         verdicts, evidence,

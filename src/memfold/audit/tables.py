@@ -56,6 +56,7 @@ class Evidence:
 
     Attributes:
         matches: the nearest training images of each subject.
+        copies: how many other training rows nearly repeat each subject.
         embedded: columns about the nearest ones in the user's own embedding, if any.
         shown: the subjects that get pictures and a curve.
         curves: columns curve and curve_stderr of these.
@@ -63,6 +64,7 @@ class Evidence:
     """
 
     matches: Matches
+    copies: list[int]
     embedded: Columns
     shown: list[int]
     curves: Columns
@@ -135,7 +137,7 @@ def _results(
         "nearest_id": names[index[:, 0]].tolist(),
         "nearest_distance": matches.calibrated[:, 0].tolist(),
         "nearest_l2": matches.distance[:, 0].tolist(),
-        "near_duplicates": matches.n_near_duplicates.tolist(),
+        "near_duplicates": evidence.copies,
         "neighbors": names[index].tolist(),
         "neighbor_distances": matches.calibrated.tolist(),
         "curve": curve("curve"),

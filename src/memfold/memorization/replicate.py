@@ -141,6 +141,39 @@ def duplicate_groups(train: Float[Tensor, "n *d"], tolerance: float = 0.01) -> I
     return label
 
 
+def near_duplicates(
+    queries: Float[Tensor, "m *d"],
+    train: Float[Tensor, "n *d"],
+    *,
+    exclude: Int[Tensor, " m"] | None = None,
+    tolerance: float = 0.05,
+) -> Int[Tensor, " m"]:
+    """Count the training rows that nearly repeat each query, by exact distance.
+
+    Args:
+        queries: images, shape (m, ...).
+        train: training images, shape (n, ...).
+        exclude: for queries that are training rows, their row, left out; -1 for none.
+        tolerance: largest distance, as in `nearest_training`.
+
+    Returns:
+        Counts, shape (m,).
+
+    Raises:
+        InputError: for shapes, values or a tolerance that cannot be served.
+
+    >>> import torch
+    >>> x = torch.tensor([[0.0], [9.0], [0.001], [9.0], [9.0]])
+    >>> near_duplicates(x[:2], x, exclude=torch.tensor([0, -1])).tolist()
+    [1, 3]
+    """
+    x, y = _features(queries, None), _features(train, None)
+    radius = _radius(y, tolerance)
+    parts = x.split(max(1, _MASK_BYTES // len(y)))
+    counts = torch.cat([within(part, y, radius).sum(1) for part in parts])
+    return counts if exclude is None else counts - (exclude >= 0).long()
+
+
 def _features(images: Tensor, embed: Callable[[Tensor], Tensor] | None) -> Tensor:
     with torch.no_grad():
         if embed is not None:

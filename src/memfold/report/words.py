@@ -136,5 +136,6 @@ def _duplicates(subject: Subject) -> str:
     if count is None:
         return ""
     if count == 0:
-        return "The training set holds no near-duplicate of it."
-    return f"The training set holds {count:,} near-duplicate{'s' if count > 1 else ''} of it."
+        return "No other training image nearly repeats it."
+    rows = "row nearly repeats" if count == 1 else "rows nearly repeat"
+    return f"{count:,} other training {rows} it."
