@@ -44,7 +44,7 @@ def test_mixture_within_four_standard_errors(component, dimension):
 def test_negative_and_antisymmetric_parts_do_not_count():
     # J = 4 ones, the rest a negative bulk, and an antisymmetric part: what trained networks have
     q = rotation(D, D, 1)
-    l = torch.full((D,), -0.3, dtype=torch.float64)
+    l = torch.full((D,), -0.8, dtype=torch.float64)
     l[:4] = 1
     skew = 0.5 * torch.randn(D, D, generator=seeded(2), dtype=torch.float64)
     j = (q * l) @ q.mT + skew - skew.mT
