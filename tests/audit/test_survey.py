@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -77,7 +78,9 @@ def test_help_teaches(
     argv: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every command explains itself and its options."""
+    monkeypatch.setenv("COLUMNS", "120")
     code, out = call([*argv, "--help"], monkeypatch, capsys)
+    out = re.sub(r"\x1b\[[0-9;]*m", "", out)  # colours, where the terminal is told to have them
     assert code == 0
     assert "Usage" in out
     for name in {"audit": ["--holdout", "--fail-on"], "": ["audit", "data-lid"]}.get(
