@@ -195,6 +195,22 @@ def test_hostile_names_stay_text(pipeline: Path, data: Path, tmp_path: Path) -> 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def test_a_near_copy_has_the_data_side_of_the_image_it_copies(
+    pipeline: Path, data: Path, tmp_path: Path
+) -> None:
+    """One grey level apart from training row 3, it stands on that row, which is left out."""
+    train = np.load(data / "train.npz")["images"]
+    near = train[3].astype(int) + np.where(train[3] > 0, -1, 1)
+    np.savez(tmp_path / "near.npz", images=near[None].astype(np.uint8))
+    options: dict[str, Any] = {"train_points": False, "samples": str(tmp_path / "near.npz")}
+    run(plan(pipeline, data, tmp_path / "near", **options), progress=False)
+    run(plan(pipeline, data, tmp_path / "train"), progress=False)
+    copied, itself = results(tmp_path / "near"), results(tmp_path / "train")
+    assert copied["nearest_id"] == ["3"]
+    assert copied["lid_data"][0] == pytest.approx(itself["lid_data"][3])
+    assert copied["lid_data"][0] > 2
+
+
 def test_without_held_out_images_the_audit_says_what_it_loses(
     pipeline: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from memfold.lid.empirical import EmpiricalLID
 from memfold.lid.lpca import LPCA
 from memfold.lid.mle import MLE
 from memfold.lid.twonn import TwoNN
+from memfold.linalg.neighbors import nearest
 from memfold.types import InputError
 
 from .plan import Plan
@@ -25,6 +26,10 @@ def data_side(
     sigma: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Measure LID_* and its standard error at each image; a training row leaves itself out.
+
+    Where the subjects are no training rows, both they and the reference are measured at their
+    nearest training image: a near copy stands on that image, and its tiny distance would count
+    as a lack of directions in the data.
 
     Args:
         plan: which estimator, and how many neighbours.
@@ -41,6 +46,9 @@ def data_side(
         if plan.data_estimator == "empirical"
         else neighbor_estimator(plan.data_estimator, plan.neighbors)
     )
+    if plan.source != "train":
+        _, found_row = nearest(flat, train, 1)
+        row = np.where(row < 0, found_row[:, 0].numpy(), row)
     inside = row >= 0
     lid, stderr = np.empty(len(flat)), np.empty(len(flat))
     with warnings.catch_warnings():

@@ -42,7 +42,7 @@ class Comparison:
     """Verdicts against the truth.
 
     Attributes:
-        confusion: confusion[truth][kind] counts images.
+        confusion: `confusion[truth][kind]` counts images.
         precision: of those called a kind, the share that is of it.
         recall: of those that are of a kind, the share called so; `undetermined` is a miss.
     Both have the entry `memorized` too: overfitting and data taken together.
