@@ -24,8 +24,8 @@ def features(x: Float[Tensor, "b *d"], sigma: float) -> Float[Tensor, "b p"]:
     They come from the image alone. A covariate that knows the model or the training data would
     explain a memorized image's low LID away.
 
-    On 600 held-out images of a trained DDPM of 16 x 16 pixels they explain 66 % of the variance of
-    its LID at sigma = 0.2 and 74 % at 0.1; PNG size explains 31 % and 45 %.
+    On 600 held-out images of the demo model they explain 55 % of the variance of its LID at
+    sigma = 0.2; PNG size explains 25 % (experiments/verdict/complexity.py).
 
     Args:
         x: clean images or latents, in the units of sigma.
