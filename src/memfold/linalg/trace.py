@@ -6,7 +6,6 @@ a sample's trace does not depend on the batch it came in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,17 +15,13 @@ from torch import Tensor
 from memfold.tensors import rademacher_like
 from memfold.types import InputError
 
+from .definite import Product, apply, diagnose
 from .nystrom import xnystrace
-
-Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, *d)
 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xnystrace")
 _FIRST = 4  # probes of the first block, from which `auto` decides
 _ENOUGH = 16  # probes from which their spread is trusted; with fewer, `auto` stops at tol / 10
-_DEPENDENT = 1e-4  # squared singular value below which a basis vector adds nothing
 _SMALL = 32  # dimensions up to which `auto` is exact
-_SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
-_NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
 
 
 @dataclass(frozen=True)
@@ -97,7 +92,7 @@ def trace(
         if method == "hutch++":
             value, stderr = hutch_pp(product, probes, x, rows)
         else:
-            products = _products(product, probes, x, rows)
+            products = apply(product, probes, x, rows)
             estimator = hutchinson if method == "hutchinson" else xnystrace
             value, stderr = estimator(probes, products)
             _refuse_indefinite(value, products)
@@ -142,64 +137,13 @@ def hutch_pp(
         Value and standard error, each of shape (b,).
     """
     third = probes.shape[1] // 3
-    sketch = _products(product, probes[:, :third], x, rows)
+    sketch = apply(product, probes[:, :third], x, rows)
     q = torch.linalg.qr(sketch.mT).Q.mT
-    inside = (q * _products(product, q, x, rows)).sum((1, 2))
+    inside = (q * apply(product, q, x, rows)).sum((1, 2))
     rest = probes[:, third : probes.shape[1] - third]
     g = rest - (rest @ q.mT) @ q
-    outside, stderr = hutchinson(g, _products(product, g, x, rows))
+    outside, stderr = hutchinson(g, apply(product, g, x, rows))
     return inside + outside, stderr
-
-
-def diagnose(
-    product: Product,
-    probes: Float[Tensor, "b k d"],
-    products: Float[Tensor, "b k d"],
-    x: Float[Tensor, "b *d"],
-    rows: Tensor,
-) -> tuple[Bool[Tensor, " b"], Bool[Tensor, " b"]]:
-    """Look whether A is symmetric and positive semi-definite, from k products and k more.
-
-    For random signs E (w_i^T A w_j)^2 = |A|_F^2 off the diagonal, so that the antisymmetric part of
-    the k x k matrix W A W^T, against the symmetric one, estimates that of A. Where A passes, the
-    smallest Ritz value on the span of W and A W is compared with the largest: two block Lanczos
-    steps, which show a bulk of small negative eigenvalues beside a few large positive ones.
-
-    Args:
-        product: as in `trace`.
-        probes: random signs w, shape (b, k, d).
-        products: A w, shape (b, k, d).
-        x: the points.
-        rows: their numbers, shape (b,).
-
-    Returns:
-        True where the low-rank route is open, and true where k more products were spent, (b,).
-    """
-    m = (probes @ products.mT).double()
-    off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
-    anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
-    symmetric = anti <= _SYMMETRIC * sym
-    passed = symmetric.clone()
-    if symmetric.any():
-        some = symmetric.nonzero()[:, 0]
-        q = torch.linalg.qr(products[some].mT).Q.mT
-        image = _products(product, q, x[some], rows[some])
-        unit = probes.shape[2] ** -0.5  # of a probe's own length
-        values = _ritz(
-            torch.cat([unit * probes[some], q], 1), torch.cat([unit * products[some], image], 1)
-        )
-        passed[some] = values[:, 0] >= -_NEGATIVE * values[:, -1].abs()
-    return passed, symmetric
-
-
-def _ritz(basis: Float[Tensor, "b k d"], image: Float[Tensor, "b k d"]) -> Float[Tensor, "b k"]:
-    """Ritz values of symmetric A on the span of `basis`, given its image; dependent ones are 0."""
-    b, ab = basis.double(), image.double()
-    l, v = torch.linalg.eigh(b @ b.mT)
-    kept = l > _DEPENDENT * l[:, -1:]
-    p = v * torch.where(kept, l.clamp_min(_DEPENDENT).rsqrt(), 0)[:, None, :]
-    m = p.mT @ (b @ ab.mT) @ p
-    return torch.linalg.eigvalsh((m + m.mT) / 2)
 
 
 def _refuse_indefinite(value: Float[Tensor, " b"], products: Float[Tensor, "b k d"]) -> None:
@@ -219,7 +163,7 @@ def _auto(
     if d <= max(_SMALL, n_probes):
         return trace(product, x, method="exact", seed=seed)
     probes = rademacher_like(x, count, seed).flatten(2)
-    products = _products(product, probes, x, rows)
+    products = apply(product, probes, x, rows)
     low, looked = diagnose(product, probes[:, :_FIRST], products[:, :_FIRST], x, rows)
     value, stderr = hutchinson(probes, products)
     spent = torch.full_like(rows, count)
@@ -243,22 +187,15 @@ def _auto(
         seed += 1
         more = rademacher_like(x[active], min(count, limit - count), seed).flatten(2)
         probes = torch.cat([probes, more], 1)
-        products = torch.cat([products, _products(product, more, x[active], rows[active])], 1)
+        products = torch.cat([products, apply(product, more, x[active], rows[active])], 1)
     spent += _FIRST * looked
     late = (looked & ~low & ~value.isfinite()).nonzero()[:, 0]
     if len(late):  # fresh probes: what the others showed is no matter of chance any more
         probes = rademacher_like(x[late], max(n_probes, _FIRST), seed + 1).flatten(2)
-        products = _products(product, probes, x[late], late)
+        products = apply(product, probes, x[late], late)
         value[late], stderr[late] = hutchinson(probes, products)
         spent[late] += probes.shape[1]
     return Trace(value, stderr, spent, low)
-
-
-def _products(product: Product, probes: Tensor, x: Tensor, rows: Tensor) -> Tensor:
-    """Apply the operators to k probes each, one probe of every sample at a time."""
-    shape = (len(rows), *x.shape[1:])
-    each = [product(w.reshape(shape), rows).flatten(1) for w in probes.unbind(1)]
-    return torch.stack(each, 1)
 
 
 def _exact(product: Product, x: Tensor, rows: Tensor) -> Tensor:
