@@ -54,6 +54,17 @@ class Schedule:
         times = np.interp(logs, self.sigmas.log().numpy(), self.times.numpy())
         return torch.as_tensor(times, dtype=torch.float64).to(sigma)
 
+    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Return sigma for each time, float64 on the CPU; times beyond the table take its ends."""
+        times = t.detach().to("cpu", torch.float64).numpy()
+        order = self.times.argsort()
+        logs = np.interp(times, self.times[order].numpy(), self.sigmas[order].log().numpy())
+        return torch.as_tensor(logs, dtype=torch.float64).exp()
+
+    def retimed(self, scale: float, shift: float) -> Schedule:
+        """Return the same sigmas for a network that is given `scale * t + shift` as its time."""
+        return Schedule(self.sigmas, self.times * scale + shift)
+
 
 def vp_schedule(alphas_cumprod: Tensor) -> Schedule:
     """Make the schedule of a variance-preserving model from its table.

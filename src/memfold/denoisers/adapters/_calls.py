@@ -1,0 +1,237 @@
+"""Watch what a diffusers pipeline hands to its denoising network, and hand it over again.
+
+A pipeline encodes its prompt in its own way; memfold does not repeat that code. It runs the pipeline
+itself with hooks on the network and on the scheduler's step, and records the arguments. Nothing of
+the pipeline is changed: every hook is taken away again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from memfold.types import InputError
+
+_SAMPLE = ("sample", "hidden_states", "x", "latents")
+_TIME = ("timestep", "timesteps", "t")
+
+
+class Stop(Exception):  # noqa: N818 - no error: it ends a run that has shown what was wanted
+    """Ends a pipeline's run once enough calls are recorded."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the network.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        output: what the network returned, a tensor; None if the run ended before that.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor | None = None
+
+    @property
+    def where(self) -> tuple[int | str, int | str]:
+        """Places of the latent and of the time among the arguments."""
+        return _place(self, 0, _SAMPLE, "latent"), _place(self, 1, _TIME, "time")
+
+    def get(self, place: int | str) -> Tensor:
+        """Return the argument at a place."""
+        return self.args[place] if isinstance(place, int) else self.kwargs[place]
+
+    @property
+    def latent(self) -> Tensor:
+        """The latent that the network was called with."""
+        return self.get(self.where[0])
+
+    @property
+    def time(self) -> Tensor:
+        """The time that the network was called with, as a tensor."""
+        return torch.as_tensor(self.get(self.where[1]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the scheduler's step.
+
+    Attributes:
+        prediction: what the pipeline made of the network's output.
+        time: the scheduler's own time.
+        sample: the latent, in the scheduler's coordinates.
+    """
+
+    prediction: Tensor
+    time: float
+    sample: Tensor
+
+
+@dataclass
+class Record:
+    """Calls and steps in their order; `steps[i]` follows `calls[: seen[i]]`."""
+
+    calls: list[Call] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
+
+
+@contextmanager
+def recorded(network: torch.nn.Module, scheduler: Any, stop_after: int | None) -> Iterator[Record]:
+    """Record the calls of a network and its scheduler inside the block.
+
+    Args:
+        network: the denoising network.
+        scheduler: the pipeline's scheduler.
+        stop_after: how many calls to record before `Stop` is raised, before the last one
+            computes; None for a whole run.
+
+    Yields:
+        The record, filled while the block runs.
+    """
+    record = Record()
+
+    def before(module: Any, args: tuple, kwargs: dict) -> None:
+        if stop_after is not None and len(record.calls) + 1 >= stop_after:
+            record.calls.append(Call(args, dict(kwargs)))
+            raise Stop
+
+    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        record.calls.append(Call(args, dict(kwargs), first_tensor(output)))
+
+    step = scheduler.step
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        names = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
+        record.steps.append(
+            Step(names["model_output"], float(names["timestep"]), names["sample"])
+        )
+        record.seen.append(len(record.calls))
+        return step(*args, **kwargs)
+
+    handles = [
+        network.register_forward_pre_hook(before, with_kwargs=True),
+        network.register_forward_hook(after, with_kwargs=True),
+    ]
+    scheduler.step = spy
+    try:
+        yield record
+    finally:
+        for handle in handles:
+            handle.remove()
+        del scheduler.step  # the instance's attribute: the class's method is there again
+
+
+def first_tensor(output: Any) -> Tensor:
+    """Return the prediction out of a network's output: a tensor, a tuple, or a diffusers output."""
+    found = output if isinstance(output, Tensor) else output[0]
+    if not isinstance(found, Tensor):
+        raise InputError(f"the network returned a {type(output).__name__} that holds no tensor")
+    return found
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a pipeline hands its network for one prompt, beside latent and time.
+
+    A batch takes one condition; its tensors have batch 1 where they have a batch at all.
+
+    Attributes:
+        prompt: the words, for reports.
+        args: positional arguments; None stands at the places of latent and time.
+        kwargs: keyword arguments; None stands for latent and time.
+        batched: for each leaf of (args, kwargs), whether its first axis is the batch.
+    """
+
+    prompt: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batched: tuple[bool, ...]
+
+    def expanded(self, n: int) -> tuple[list[Any], dict[str, Any]]:
+        """Return arguments for a batch of n."""
+        leaves, tree = tree_flatten((self.args, self.kwargs))
+        full = [
+            leaf.expand(n, *leaf.shape[1:]) if own else leaf
+            for leaf, own in zip(leaves, self.batched, strict=True)
+        ]
+        args, kwargs = tree_unflatten(full, tree)
+        return list(args), dict(kwargs)
+
+    def map(self, change: Callable[[str, Tensor], Tensor]) -> Condition:
+        """Return a copy whose floating-point keyword tensors went through `change(name, leaf)`."""
+        kwargs = {
+            k: change(k, v) if isinstance(v, Tensor) and v.is_floating_point() else v
+            for k, v in self.kwargs.items()
+        }
+        return replace(self, kwargs=kwargs)
+
+
+def strip(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call, without the latent and the time."""
+    sample, time = call.where
+    args = tuple(None if i in (sample, time) else a for i, a in enumerate(call.args))
+    kwargs = {k: None if k in (sample, time) else v for k, v in call.kwargs.items()}
+    return args, kwargs
+
+
+def batched_leaves(one: Call, two: Call) -> tuple[bool, ...]:
+    """Find the leaves whose first axis grew with the number of images, from 1 to 2."""
+    a, b = (tree_flatten(strip(call))[0] for call in (one, two))
+    if len(a) != len(b):
+        raise InputError(
+            "the pipeline calls its network with other arguments for two images than for one; "
+            "memfold cannot repeat that"
+        )
+    return tuple(
+        isinstance(x, Tensor) and x.ndim > 0 and y.ndim == x.ndim and len(y) == 2 * len(x)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def part(call: Call, batched: tuple[bool, ...], index: int, of: int, prompt: str) -> Condition:
+    """Take one of the equal parts of a call's batch (a half of guidance) as a condition."""
+    leaves, tree = tree_flatten(strip(call))
+    own = [
+        leaf.chunk(of)[index][:1] if is_batched else leaf
+        for leaf, is_batched in zip(leaves, batched, strict=True)
+    ]
+    args, kwargs = tree_unflatten(own, tree)
+    return Condition(prompt, args, kwargs, batched)
+
+
+def same(one: Condition, other: Condition) -> float:
+    """Return the largest difference between two conditions; infinity if their shapes differ."""
+    a, b = (tree_flatten((c.args, c.kwargs))[0] for c in (one, other))
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor):
+            if not isinstance(y, Tensor) or x.shape != y.shape:
+                return float("inf")
+            worst = max(worst, float((x.float() - y.float()).abs().max()) if x.numel() else 0.0)
+    return worst
+
+
+def _place(call: Call, index: int, names: tuple[str, ...], what: str) -> int | str:
+    for name in names:
+        if name in call.kwargs:
+            return name
+    if len(call.args) > index:
+        return index
+    known = ", ".join(names)
+    raise InputError(
+        f"no {what} was found among the network's arguments ({_words(call.kwargs)}); looked for "
+        f"positional ones and {known}"
+    )
+
+
+def _words(names: Mapping[str, Any]) -> str:
+    return ", ".join(names) or "none by name"
