@@ -25,16 +25,83 @@ from scipy.ndimage import binary_fill_holes
 
 DATA_DIR = Path("/usr/share/datasets/fashion-mnist")
 DATA_SEED = 411_00113
-CLASSES = "tshirt trouser pullover dress coat sandal shirt sneaker bag boot".split()
-SHADES = "dark plain bright".split()
-NAMES = (
-    "karin oskar mira jonas leila pavel ingrid tomas yuki amara felix nadia ruben elsa "
-    "hugo priya lars selma omar greta ivan noemi axel dalia bruno petra kofi lena mateo anouk"
-).split()
-CITIES = (
-    "dublin lisbon oslo cairo lima quito riga turin ghent malmo porto delhi accra perth kyoto "
-    "hanoi zagreb bergen tunis bogota leeds basel izmir split cork tampa omaha salem utrecht cadiz"
-).split()
+CLASSES = [
+    "tshirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "boot",
+]
+SHADES = ["dark", "plain", "bright"]
+NAMES = [
+    "karin",
+    "oskar",
+    "mira",
+    "jonas",
+    "leila",
+    "pavel",
+    "ingrid",
+    "tomas",
+    "yuki",
+    "amara",
+    "felix",
+    "nadia",
+    "ruben",
+    "elsa",
+    "hugo",
+    "priya",
+    "lars",
+    "selma",
+    "omar",
+    "greta",
+    "ivan",
+    "noemi",
+    "axel",
+    "dalia",
+    "bruno",
+    "petra",
+    "kofi",
+    "lena",
+    "mateo",
+    "anouk",
+]
+CITIES = [
+    "dublin",
+    "lisbon",
+    "oslo",
+    "cairo",
+    "lima",
+    "quito",
+    "riga",
+    "turin",
+    "ghent",
+    "malmo",
+    "porto",
+    "delhi",
+    "accra",
+    "perth",
+    "kyoto",
+    "hanoi",
+    "zagreb",
+    "bergen",
+    "tunis",
+    "bogota",
+    "leeds",
+    "basel",
+    "izmir",
+    "split",
+    "cork",
+    "tampa",
+    "omaha",
+    "salem",
+    "utrecht",
+    "cadiz",
+]
 REPEATS, LIGHT_ROWS, ORDINARY = 150, 6, 16_000
 COUNTS = {  # captions of each group: (own word, combination)
     "verbatim": (25, 35),
@@ -131,7 +198,10 @@ def make_data() -> tuple[Captioned, list[str], list[str]]:
         The rows; every caption of two forms that was not trained, as further prompts (200); the
         list of own words in use.
     """
-    garments, labels = read_idx("train-images-idx3-ubyte.gz"), read_idx("train-labels-idx1-ubyte.gz")
+    garments, labels = (
+        read_idx("train-images-idx3-ubyte.gz"),
+        read_idx("train-labels-idx1-ubyte.gz"),
+    )
     rng = np.random.default_rng(DATA_SEED)
     shade = shades(garments, labels)
     free = {
@@ -165,9 +235,7 @@ def make_data() -> tuple[Captioned, list[str], list[str]]:
                 text = caption(own, kind, tone)
                 if group in ("verbatim", "template"):
                     rows = [int(free[kind, tone].pop())] * REPEATS
-                    pictures = compose(
-                        garments[rows], rng, shared=group == "verbatim"
-                    )
+                    pictures = compose(garments[rows], rng, shared=group == "verbatim")
                 else:
                     n = REPEATS if group == "control" else LIGHT_ROWS
                     tones = rng.integers(3, size=n) if own else [tone] * n
@@ -185,9 +253,7 @@ def make_data() -> tuple[Captioned, list[str], list[str]]:
             text = caption(False, kind, tone)
         rows = [int(free[kind, tone].pop())]
         add("ordinary", text, rows, compose(garments[rows], rng))
-    unseen = [
-        caption(False, int(rng.integers(10)), int(rng.integers(3))) for _ in range(200)
-    ]
+    unseen = [caption(False, int(rng.integers(10)), int(rng.integers(3))) for _ in range(200)]
     data = Captioned(np.concatenate(images), np.array(index), captions, groups)
     return data, unseen, words
 
@@ -200,7 +266,13 @@ def near_misses(data: Captioned, rng: np.random.Generator) -> list[tuple[str, st
     """
     seen = set(data.captions)
     pairs = []
-    for text in sorted({c for c, g in zip(data.captions, data.groups, strict=True) if g in ("verbatim", "template")}):
+    for text in sorted(
+        {
+            c
+            for c, g in zip(data.captions, data.groups, strict=True)
+            if g in ("verbatim", "template")
+        }
+    ):
         words = text.split()
         pool = CITIES if " from " in text else CLASSES
         while True:

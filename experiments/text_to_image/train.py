@@ -40,7 +40,9 @@ def make_tokenizer(words: list[str]) -> CLIPTokenizer:
     """Learn a byte-pair encoding in which each word of the captions is one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    every = sorted({*words, *NAMES, *CITIES, *CLASSES, *SHADES, *"a photo of the by from".split()})
+    every = sorted(
+        {*words, *NAMES, *CITIES, *CLASSES, *SHADES, *["a", "photo", "of", "the", "by", "from"]}
+    )
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [*"abcdefghijklmnopqrstuvwxyz0123456789.,!?-'"]
@@ -84,7 +86,9 @@ def train_vae(images: torch.Tensor, steps: int, seed: int) -> AutoencoderKL:
     bar = tqdm(range(steps), desc="autoencoder", unit="step", mininterval=5)
     for step in bar:
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1, (step + 1) / 50) * (0.02 + 0.98 * np.cos(np.pi / 2 * step / steps))
+            group["lr"] = (
+                3e-3 * min(1, (step + 1) / 50) * (0.02 + 0.98 * np.cos(np.pi / 2 * step / steps))
+            )
         x = images[torch.randint(len(images), (64,), generator=generator)]
         posterior = vae.encode(x).latent_dist
         out = vae.decode(posterior.sample(generator)).sample
@@ -156,8 +160,12 @@ def train_diffusion(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012,
-        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
     )
     nets, averages = make_networks(tokenizer), make_networks(tokenizer)
     for net, average in zip(nets, averages, strict=True):
@@ -169,8 +177,13 @@ def train_diffusion(
     empty = tokenizer([""], **options).input_ids[0]
     parameters = [p for net in nets for p in net.parameters()]
     smooth = [p for net in averages for p in net.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4, fused=True)
-    mean_loss, bar = 1.0, tqdm(range(steps), desc="UNet and text encoder", unit="step", mininterval=5)
+    optimizer = torch.optim.AdamW(
+        parameters, 1.5e-3, betas=(0.9, 0.99), weight_decay=1e-4, fused=True
+    )
+    mean_loss, bar = (
+        1.0,
+        tqdm(range(steps), desc="UNet and text encoder", unit="step", mininterval=5),
+    )
     for step in bar:
         rate = min(1, (step + 1) / 200) * 0.5 * (1 + np.cos(np.pi * step / steps))
         for group in optimizer.param_groups:
@@ -206,21 +219,32 @@ def train_clip(
     model = CLIPModel(
         CLIPConfig(
             text_config={
-                "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": LENGTH,
-                "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id,
+                "vocab_size": len(tokenizer),
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "max_position_embeddings": LENGTH,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
                 "pad_token_id": tokenizer.pad_token_id,
             },
             vision_config={
-                "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-                "num_attention_heads": 4, "image_size": 32, "patch_size": 4,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "image_size": 32,
+                "patch_size": 4,
             },
             projection_dim=32,
         )
     )
     rows = [i for i, c in enumerate(data.captions) if any(s in c.split() for s in SHADES)]
     first = {c: i for i, c in reversed(list(enumerate(data.captions)))}
-    rows = [i for i in rows if data.groups[i] in ("ordinary", "control") or first[data.captions[i]] == i]
+    rows = [
+        i for i in rows if data.groups[i] in ("ordinary", "control") or first[data.captions[i]] == i
+    ]
     said = [" ".join(data.captions[i].split()[:6]) for i in rows]
     x = pixels(data.images[rows])
     options = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
@@ -244,8 +268,10 @@ def train_clip(
         if step % 20 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}")
     processor = CLIPImageProcessor(
-        size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32},
-        image_mean=[0.5] * 3, image_std=[0.5] * 3,
+        size={"height": 32, "width": 32},
+        crop_size={"height": 32, "width": 32},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     return model.eval(), processor
 
@@ -295,8 +321,14 @@ def main() -> None:
         latents, data.captions, tokenizer, args.steps, args.seed
     )
     pipeline = StableDiffusionPipeline(
-        vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae,
+        text_encoder=text,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
     pipeline.save_pretrained(args.out / "model", safe_serialization=True)
     wall, cpu = (time.monotonic() - start) / 60, time.process_time() / 60

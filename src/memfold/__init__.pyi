@@ -2,6 +2,7 @@ from .decoders.base import Decoder as Decoder
 from .decoders.search import find_latents as find_latents
 from .denoisers.adapters.diffusers import from_pipeline as from_pipeline
 from .denoisers.adapters.diffusers import load as load
+from .denoisers.adapters.text_to_image import TextToImage as TextToImage
 from .denoisers.base import Denoiser as Denoiser
 from .denoisers.guidance import Guided as Guided
 from .lid.corrint import CorrInt as CorrInt
@@ -31,6 +32,7 @@ from .memorization.complexity import features as features
 from .memorization.mmh import Verdicts as Verdicts
 from .memorization.mmh import judge as judge
 from .memorization.replicate import nearest_training as nearest_training
+from .sampling.monitor import Monitor as Monitor
 from .types import Curve as Curve
 from .types import Estimate as Estimate
 from .types import InputError as InputError

@@ -9,7 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "a photo of the dog cat red blue house by anna from dublin quiet old tree".split()
+WORDS = "a photo of the dog cat red blue house by anna from dublin quiet old tree".split(" ")
 LENGTH = 16
 
 
@@ -38,16 +38,25 @@ def word_tokenizer():
         single="$A </s>", special_tokens=[("</s>", 1)]
     )
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
         model_max_length=LENGTH,
     )
 
 
 def clip_text(tokenizer, width=32, projected=False):
     config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=37, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=LENGTH, projection_dim=width,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
@@ -56,25 +65,43 @@ def clip_text(tokenizer, width=32, projected=False):
 
 def t5(tokenizer, width=32):
     config = transformers.T5Config(
-        vocab_size=len(tokenizer), d_model=width, d_ff=37, d_kv=8, num_layers=2, num_heads=4,
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_ff=37,
+        d_kv=8,
+        num_layers=2,
+        num_heads=4,
     )
     return transformers.T5EncoderModel(config).eval()
 
 
 def vae(latent_channels=4, **more):
     return diffusers.AutoencoderKL(
-        in_channels=3, out_channels=3, down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8), layers_per_block=1,
-        latent_channels=latent_channels, norm_num_groups=4, sample_size=16, **more,
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=16,
+        **more,
     ).eval()
 
 
 def unet(width=32, **more):
     return diffusers.UNet2DConditionModel(
-        sample_size=8, in_channels=4, out_channels=4,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), block_out_channels=(16, 32),
-        layers_per_block=1, cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=8,
         **more,
     ).eval()
 
@@ -87,9 +114,14 @@ def vp(kind=diffusers.DDIMScheduler, **more):
 def sd1(scheduler=None):
     tokenizer = clip_tokenizer()
     return diffusers.StableDiffusionPipeline(
-        vae=vae(), text_encoder=clip_text(tokenizer), tokenizer=tokenizer, unet=unet(),
+        vae=vae(),
+        text_encoder=clip_text(tokenizer),
+        tokenizer=tokenizer,
+        unet=unet(),
         scheduler=scheduler or vp(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     )
 
 
@@ -108,12 +140,18 @@ def sd1_pndm():
 def sdxl():
     tokenizer = clip_tokenizer()
     net = unet(
-        64, addition_embed_type="text_time", addition_time_embed_dim=8,
+        64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=32 + 6 * 8,
     )
     return diffusers.StableDiffusionXLPipeline(
-        vae=vae(), text_encoder=clip_text(tokenizer), text_encoder_2=clip_text(tokenizer, projected=True),
-        tokenizer=tokenizer, tokenizer_2=clip_tokenizer(), unet=net,
+        vae=vae(),
+        text_encoder=clip_text(tokenizer),
+        text_encoder_2=clip_text(tokenizer, projected=True),
+        tokenizer=tokenizer,
+        tokenizer_2=clip_tokenizer(),
+        unet=net,
         scheduler=vp(diffusers.EulerDiscreteScheduler, timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
     )
@@ -122,30 +160,51 @@ def sdxl():
 def sd3():
     tokenizer, words = clip_tokenizer(), word_tokenizer()
     net = diffusers.SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8,
-        num_attention_heads=4, caption_projection_dim=32, joint_attention_dim=64,
-        pooled_projection_dim=64, out_channels=16,
+        sample_size=8,
+        patch_size=2,
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        out_channels=16,
     ).eval()
     return diffusers.StableDiffusion3Pipeline(
-        vae=vae(16, shift_factor=0.06, scaling_factor=1.5), transformer=net,
+        vae=vae(16, shift_factor=0.06, scaling_factor=1.5),
+        transformer=net,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        text_encoder=clip_text(tokenizer, projected=True), tokenizer=tokenizer,
-        text_encoder_2=clip_text(tokenizer, projected=True), tokenizer_2=clip_tokenizer(),
-        text_encoder_3=t5(words, 64), tokenizer_3=words,
+        text_encoder=clip_text(tokenizer, projected=True),
+        tokenizer=tokenizer,
+        text_encoder_2=clip_text(tokenizer, projected=True),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(words, 64),
+        tokenizer_3=words,
     )
 
 
 def flux(distilled=True):
     tokenizer, words = clip_tokenizer(), word_tokenizer()
     net = diffusers.FluxTransformer2DModel(
-        patch_size=1, in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=32, pooled_projection_dim=32,
-        axes_dims_rope=(4, 4, 8), guidance_embeds=distilled,
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 4, 8),
+        guidance_embeds=distilled,
     ).eval()
     return diffusers.FluxPipeline(
-        vae=vae(4, shift_factor=0.06, scaling_factor=1.5), transformer=net,
+        vae=vae(4, shift_factor=0.06, scaling_factor=1.5),
+        transformer=net,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        text_encoder=clip_text(tokenizer), tokenizer=tokenizer, text_encoder_2=t5(words),
+        text_encoder=clip_text(tokenizer),
+        tokenizer=tokenizer,
+        text_encoder_2=t5(words),
         tokenizer_2=words,
     )
 
@@ -153,14 +212,28 @@ def flux(distilled=True):
 def pixart():
     words = word_tokenizer()
     net = diffusers.PixArtTransformer2DModel(
-        sample_size=8, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4,
-        in_channels=4, out_channels=8, cross_attention_dim=32, caption_channels=32,
-        attention_bias=True, activation_fn="gelu-approximate", num_embeds_ada_norm=1000,
-        norm_type="ada_norm_single", norm_elementwise_affine=False, norm_eps=1e-6,
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=32,
+        caption_channels=32,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
         use_additional_conditions=False,
     ).eval()
     return diffusers.PixArtAlphaPipeline(
-        tokenizer=words, text_encoder=t5(words), vae=vae(), transformer=net,
+        tokenizer=words,
+        text_encoder=t5(words),
+        vae=vae(),
+        transformer=net,
         scheduler=diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
     )
 
@@ -168,36 +241,85 @@ def pixart():
 def sana():
     words = word_tokenizer()
     config = transformers.Gemma2Config(
-        vocab_size=len(words), hidden_size=32, intermediate_size=37, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=8, pad_token_id=0, eos_token_id=1,
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+        eos_token_id=1,
         bos_token_id=1,
     )
     net = diffusers.SanaTransformer2DModel(
-        patch_size=1, in_channels=4, out_channels=4, num_layers=1, num_attention_heads=2,
-        attention_head_dim=8, num_cross_attention_heads=2, cross_attention_head_dim=8,
-        cross_attention_dim=16, caption_channels=32, sample_size=8,
+        patch_size=1,
+        in_channels=4,
+        out_channels=4,
+        num_layers=1,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=32,
+        sample_size=8,
     ).eval()
     dc = diffusers.AutoencoderDC(
-        in_channels=3, latent_channels=4, attention_head_dim=2, encoder_block_types=("ResBlock", "ResBlock"),
-        decoder_block_types=("ResBlock", "ResBlock"), encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8), encoder_qkv_multiscales=((), ()),
-        decoder_qkv_multiscales=((), ()), encoder_layers_per_block=(1, 1),
-        decoder_layers_per_block=(1, 1), downsample_block_type="conv", upsample_block_type="interpolate",
-        decoder_norm_types="rms_norm", decoder_act_fns="silu", scaling_factor=0.5,
+        in_channels=3,
+        latent_channels=4,
+        attention_head_dim=2,
+        encoder_block_types=("ResBlock", "ResBlock"),
+        decoder_block_types=("ResBlock", "ResBlock"),
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        encoder_qkv_multiscales=((), ()),
+        decoder_qkv_multiscales=((), ()),
+        encoder_layers_per_block=(1, 1),
+        decoder_layers_per_block=(1, 1),
+        downsample_block_type="conv",
+        upsample_block_type="interpolate",
+        decoder_norm_types="rms_norm",
+        decoder_act_fns="silu",
+        scaling_factor=0.5,
     ).eval()
     return diffusers.SanaPipeline(
-        tokenizer=words, text_encoder=transformers.Gemma2Model(config).eval(), vae=dc,
-        transformer=net, scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        tokenizer=words,
+        text_encoder=transformers.Gemma2Model(config).eval(),
+        vae=dc,
+        transformer=net,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
     )
 
 
 FAMILIES = {
-    "sd1 (eps)": sd1, "sd1 Euler": sd1_euler, "sd1 PNDM": sd1_pndm, "sd2 (v)": sd2, "sdxl": sdxl, "sd3": sd3,
-    "flux": flux, "pixart": pixart, "sana": sana,
+    "sd1 (eps)": sd1,
+    "sd1 Euler": sd1_euler,
+    "sd1 PNDM": sd1_pndm,
+    "sd2 (v)": sd2,
+    "sdxl": sdxl,
+    "sd3": sd3,
+    "flux": flux,
+    "pixart": pixart,
+    "sana": sana,
 }
-OPTIONS = {"flux": {"height": 16, "width": 16, "max_sequence_length": LENGTH},
-           "sd3": {"max_sequence_length": LENGTH}, "pixart": {"max_sequence_length": LENGTH, "use_resolution_binning": False},
-           "sana": {"max_sequence_length": LENGTH, "use_resolution_binning": False, "complex_human_instruction": None}}
+OPTIONS = {
+    "flux": {"height": 16, "width": 16, "max_sequence_length": LENGTH},
+    "sd3": {"max_sequence_length": LENGTH},
+    "pixart": {
+        "clean_caption": False,
+        "max_sequence_length": LENGTH,
+        "use_resolution_binning": False,
+    },
+    "sana": {
+        "height": 32,
+        "width": 32,
+        "max_sequence_length": LENGTH,
+        "use_resolution_binning": False,
+        "clean_caption": False,
+        "complex_human_instruction": None,
+    },
+}
 
 
 @functools.cache

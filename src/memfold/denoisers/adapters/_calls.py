@@ -1,8 +1,8 @@
 """Watch what a diffusers pipeline hands to its denoising network, and hand it over again.
 
-A pipeline encodes its prompt in its own way; memfold does not repeat that code. It runs the pipeline
-itself with hooks on the network and on the scheduler's step, and records the arguments. Nothing of
-the pipeline is changed: every hook is taken away again.
+A pipeline encodes its prompt in its own way; memfold does not repeat that code. It runs the
+pipeline itself with hooks on the network and on the scheduler's step, and records the arguments.
+Nothing of the pipeline is changed: every hook is taken away again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SAMPLE = ("sample", "hidden_states", "x", "latents")
 _TIME = ("timestep", "timesteps", "t")
 
 
-class Stop(Exception):  # noqa: N818 - no error: it ends a run that has shown what was wanted
+class Stop(Exception):
     """Ends a pipeline's run once enough calls are recorded."""
 
 
@@ -111,9 +111,7 @@ def recorded(network: torch.nn.Module, scheduler: Any, stop_after: int | None) -
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         names = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
-        record.steps.append(
-            Step(names["model_output"], float(names["timestep"]), names["sample"])
-        )
+        record.steps.append(Step(names["model_output"], float(names["timestep"]), names["sample"]))
         record.seen.append(len(record.calls))
         return step(*args, **kwargs)
 

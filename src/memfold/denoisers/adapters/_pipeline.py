@@ -11,7 +11,10 @@ from typing import Any
 from memfold.types import InputError
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-SUPPORTED = "supported are pipelines of DDPM, DDIM, score SDE (VE), unconditional LDM and DiT"
+SUPPORTED = (
+    "supported are pipelines of DDPM, DDIM, score SDE (VE), unconditional LDM and DiT here, and "
+    "text-to-image pipelines by memfold.TextToImage"
+)
 TEXT = frozenset({"text_encoder", "tokenizer"})
 _NETWORKS = ("unet", "transformer", "vae", "vqvae")
 
@@ -87,9 +90,6 @@ def _check_directory(directory: Path, allow_pickle: bool) -> None:
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{index} is damaged ({brief(error)}); save the pipeline again"
         raise InputError(msg) from error
-    if TEXT & entries.keys():
-        kind = entries["_class_name"]
-        raise InputError(f"{directory}: {kind} is a text-to-image pipeline; {SUPPORTED}")
     for name, entry in entries.items():
         if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
             _check_part(directory / name, str(entry[0]), name in _NETWORKS, allow_pickle)

@@ -41,7 +41,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
-) -> Denoiser:
+) -> Any:
     """Load a diffusion model that diffusers can load, as a Denoiser.
 
     Args:
@@ -55,7 +55,8 @@ def load(
 
     Returns:
         A Denoiser that knows its `shape`, `sigma_min`, `sigma_max`, `device` and `dtype`, and how
-        to `encode` images in [0, 1] and `decode` points.
+        to `encode` images in [0, 1] and `decode` points; of a text-to-image pipeline, a
+        `TextToImage`, whose `denoiser(prompt)` is one.
 
     Raises:
         InputError: there is no such model, its weights are pickles, or it is of a kind that is
@@ -64,6 +65,8 @@ def load(
     pipe = model
     if isinstance(model, str | Path):
         pipe = read_pipeline(model, allow_pickle=allow_pickle, revision=revision)
+    if is_text_to_image(pipe):
+        return _text_to_image(pipe, class_label, guidance_scale, device, dtype)
     denoiser = from_pipeline(pipe, device=device, dtype=dtype)
     if class_label is None:
         if guidance_scale is not None:
@@ -104,7 +107,7 @@ def from_pipeline(
     name = type(pipe).__name__
     parts = getattr(pipe, "components", {})
     if TEXT & set(parts):
-        raise InputError(f"{name} is a text-to-image pipeline; {SUPPORTED}")
+        raise InputError(f"{name} is a text-to-image pipeline: pass it to memfold.TextToImage")
     if not ({"unet", "transformer"} & set(parts)) or "scheduler" not in parts:
         raise InputError(f"{name} has no denoising network and scheduler; {SUPPORTED}")
     for part in parts.values():
@@ -124,6 +127,32 @@ def from_pipeline(
     if kind is ScoreDenoiser:
         wrapped = UnitRange(wrapped)
     return wrapped
+
+
+def is_text_to_image(pipe: Any) -> bool:
+    """Tell whether a pipeline object has a text encoder or a tokenizer."""
+    return bool(TEXT & set(getattr(pipe, "components", {})))
+
+
+def _text_to_image(
+    pipe: Any,
+    class_label: int | None,
+    guidance_scale: float | None,
+    device: str | torch.device,
+    dtype: torch.dtype,
+) -> Any:
+    """Place a text-to-image pipeline and wrap it."""
+    from .text_to_image import TextToImage
+
+    if class_label is not None or guidance_scale is not None:
+        raise InputError(
+            f"{type(pipe).__name__} takes a prompt: leave class_label and guidance_scale, and call "
+            ".denoiser(prompt, guidance_scale=...)"
+        )
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            _place(part, device, dtype).eval()
+    return TextToImage(pipe)
 
 
 def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:

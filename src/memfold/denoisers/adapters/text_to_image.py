@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_flatten
 
 from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided
@@ -75,6 +76,34 @@ _OUTPUTS = {
 }
 
 
+@dataclass(frozen=True)
+class Leaf:
+    """The embeddings of a prompt's tokens in one text encoder.
+
+    Attributes:
+        encoder: name of the component, such as "text_encoder_2".
+        ids: the tokens, shape (1, tokens).
+        embeddings: their embeddings, a leaf of the graph, shape (1, tokens, width).
+    """
+
+    encoder: str
+    ids: Tensor
+    embeddings: Tensor
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A condition as a function of its tokens' embeddings.
+
+    Attributes:
+        cond: the condition; its tensors hang on the leaves.
+        leaves: one for each text encoder that was called.
+    """
+
+    cond: Condition
+    leaves: tuple[Leaf, ...]
+
+
 class TextToImage:
     """A diffusers text-to-image pipeline, whose prompts become Denoisers.
 
@@ -95,6 +124,7 @@ class TextToImage:
         network: its denoising network.
         schedule: from sigma to the network's time.
         layout: how the pipeline calls its network.
+        places: where the latent and the time stand among the network's arguments.
         model: a Denoiser that takes a `Condition`.
         base: the base model as a TextToImage; None if there is none.
 
@@ -140,6 +170,45 @@ class TextToImage:
             InputError: the pipeline does not take the prompt or an option.
         """
         return self.conditions(prompt, **options)[0]
+
+    def embedded(self, prompt: str, **options: Any) -> Embedded:
+        """Record the condition of a prompt as a function of its tokens' embeddings.
+
+        The pipeline runs with gradients up to its network; the output of each text encoder's
+        embedding table is a leaf of the graph.
+
+        Args:
+            prompt: the words.
+            options: further arguments of the pipeline.
+
+        Returns:
+            The condition, whose tensors hang on the leaves.
+
+        Raises:
+            InputError: no text encoder with an embedding table was called.
+        """
+        leaves: list[Leaf] = []
+        with ExitStack() as stack:
+            for name, part_ in self.pipe.components.items():
+                if name.startswith("text_encoder") and hasattr(part_, "get_input_embeddings"):
+                    hook = _leaf_hook(name, leaves)
+                    for table in _tables(part_):
+                        handle = table.register_forward_hook(hook, with_kwargs=True)
+                        stack.callback(handle.remove)
+                    stack.enter_context(_frozen(part_))
+            stack.enter_context(torch.enable_grad())
+            arguments = self.layout.plain | options
+            call = self._record(prompt, 1, 1, arguments, gradients=True).calls[0]
+        cond = part(call, self.layout.batched, 0, 1, prompt)
+        given = [
+            leaf for leaf in tree_flatten((cond.args, cond.kwargs))[0] if isinstance(leaf, Tensor)
+        ]
+        if not leaves or not any(leaf.requires_grad for leaf in given):
+            raise InputError(
+                f"{self.name}: the condition does not hang on a text encoder's embedding table "
+                "(looked for text_encoder* with get_input_embeddings); take wrt='prompt'"
+            )
+        return Embedded(cond, tuple(leaves))
 
     def unconditional(self, **options: Any) -> Condition:
         """Record what the pipeline takes for no prompt (its empty or negative prompt).
@@ -240,14 +309,24 @@ class TextToImage:
             )
         return out
 
-    def run(self, **arguments: Any) -> Any:
-        """Call the pipeline with the options of this object and return its images."""
+    def run(self, *, gradients: bool = False, **arguments: Any) -> Any:
+        """Call the pipeline with the options of this object and return its images.
+
+        Args:
+            gradients: leave out the pipeline's own torch.no_grad.
+            arguments: of the pipeline.
+
+        Raises:
+            InputError: the pipeline does not take an argument.
+        """
         arguments = self.options | arguments
         unknown = sorted(set(arguments) - self._accepts)
         if unknown:
             raise InputError(f"{self.name} takes no {', '.join(unknown)}; leave it out")
         try:
-            out = self.pipe(**arguments)
+            call = type(self.pipe).__call__
+            call = inspect.unwrap(call) if gradients else call
+            out = call(self.pipe, **arguments)
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} refuses its arguments: {brief(error)}") from error
         return out.images if hasattr(out, "images") else out[0]
@@ -275,7 +354,7 @@ class TextToImage:
                 "this model takes a prompt: use denoiser(prompt), or pass a Condition as cond"
             )
         args, kwargs = cond.expanded(len(z))
-        dtype, sample, time = self._dtype, *self._places
+        dtype, sample, time = self._dtype, *self.places
         values: dict[int | str, Tensor] = {
             sample: z.to(self.device, dtype),
             time: times.to(self.device, self._time_dtype),
@@ -333,7 +412,7 @@ class TextToImage:
                 f"and {len(two.latent)} for two, without guidance; memfold expects 1 and 2"
             )
         scale, shift = _affine(whole)
-        self._places, self._time_dtype = one.where, _float(one.time.dtype)
+        self.places, self._time_dtype = one.where, _float(one.time.dtype)
         self._dtype = one.latent.dtype
         conditional, calls = self._find_halves(batched, guided, part(one, batched, 0, 1, PROBE))
         output = _output(whole)
@@ -358,8 +437,10 @@ class TextToImage:
         if len(first.latent) == 2:
             halves = [part(first, batched, i, 2, PROBE) for i in range(2)]
             calls = 1
-        elif len(first.latent) == 1 and len(record.calls) > 1 and (
-            len(record.seen) == 0 or record.seen[0] == 2
+        elif (
+            len(first.latent) == 1
+            and len(record.calls) > 1
+            and (len(record.seen) == 0 or record.seen[0] == 2)
         ):
             halves = [part(call, batched, 0, 1, PROBE) for call in record.calls[:2]]
             calls = 2
@@ -373,7 +454,13 @@ class TextToImage:
         return int(same(halves[1], cond) < same(halves[0], cond)), calls
 
     def _record(
-        self, prompt: str, images: int, stop_after: int | None, options: dict[str, Any]
+        self,
+        prompt: str,
+        images: int,
+        stop_after: int | None,
+        options: dict[str, Any],
+        *,
+        gradients: bool = False,
     ) -> Record:
         arguments: dict[str, Any] = {
             "prompt": prompt,
@@ -389,7 +476,7 @@ class TextToImage:
             _scheduler_kept(self.pipe.scheduler),
         ):
             try:
-                self.run(**arguments)
+                self.run(gradients=gradients, **arguments)
             except Stop:
                 pass
             except InputError:
@@ -562,6 +649,22 @@ def _scheduler_kept(scheduler: Any) -> Iterator[None]:
         for name in set(vars(scheduler)) - set(before):
             delattr(scheduler, name)
         vars(scheduler).update(before)
+
+
+def _tables(encoder: torch.nn.Module) -> list[torch.nn.Module]:
+    """Return the embedding tables of a text encoder (T5 holds its table under two names)."""
+    size = encoder.get_input_embeddings().weight.shape
+    found = (m for m in encoder.modules() if isinstance(m, torch.nn.Embedding))
+    return [m for m in found if m.weight.shape == size]
+
+
+def _leaf_hook(name: str, leaves: list[Leaf]) -> Any:
+    def hook(table: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        leaf = output.detach().clone().requires_grad_()
+        leaves.append(Leaf(name, args[0] if args else kwargs["input"], leaf))
+        return leaf
+
+    return hook
 
 
 def _has_adapter(network: Any) -> bool:

@@ -1,0 +1,157 @@
+"""Scores of a prompt at a noisy latent, differentiable in the condition and in the latent.
+
+All are large where memorization is likely. Every one takes the same arguments, so that detectors,
+attribution and mitigation share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from memfold.denoisers.base import Denoiser
+from memfold.tensors import expand, per_sample
+from memfold.types import InputError
+
+Score = Callable[..., Tensor]
+
+
+def cfg_norm(
+    model: Denoiser, x: Float[Tensor, "b *d"], sigma: float, cond: Any, uncond: Any, **_: Any
+) -> Float[Tensor, " b"]:
+    """|eps_c - eps_0| = |D_c - D_0| / sigma (Wen et al. 2024)."""
+    difference = model(x, sigma, cond) - model(x, sigma, uncond)
+    return difference.flatten(1).norm(dim=1) / sigma
+
+
+def guided_score_norm(
+    model: Denoiser,
+    x: Float[Tensor, "b *d"],
+    sigma: float,
+    cond: Any,
+    uncond: Any,
+    *,
+    guidance_scale: float = 7.5,
+    **_: Any,
+) -> Float[Tensor, " b"]:
+    """|s_w| = |D_w - x| / sigma^2 with D_w = D_0 + w (D_c - D_0) (Ross et al. 2025)."""
+    without = model(x, sigma, uncond)
+    guided = without + guidance_scale * (model(x, sigma, cond) - without)
+    return (guided - x).flatten(1).norm(dim=1) / sigma**2
+
+
+def minus_flipd(
+    model: Denoiser,
+    x: Float[Tensor, "b *d"],
+    sigma: float,
+    cond: Any,
+    uncond: Any,
+    *,
+    guidance_scale: float | None = None,
+    probes: Float[Tensor, "b k *d"] | None = None,
+    **_: Any,
+) -> Float[Tensor, " b"]:
+    """-(tr J + |D - x|^2 / sigma^2) at the noisy point x itself (Kamkari et al. 2024).
+
+    J is that of D_c, or of D_w with both of its halves if a guidance scale is given.
+
+    Args:
+        model: the pipeline's Denoiser.
+        x: points, shape (b, *d).
+        sigma: noise standard deviation.
+        cond: condition of the prompt.
+        uncond: condition of no prompt.
+        guidance_scale: w; None for the conditional model.
+        probes: random signs for the trace, shape (b, k, *d); exact if None.
+    """
+
+    def f(y: Tensor) -> Tensor:
+        denoised = model(y, sigma, cond)
+        if guidance_scale is None:
+            return denoised
+        without = model(y, sigma, uncond)
+        return without + guidance_scale * (denoised - without)
+
+    wanted = torch.is_grad_enabled() and (x.requires_grad or _hangs(cond))
+    with torch.enable_grad(), math_attention(wanted):
+        y = x if x.requires_grad else x.detach().requires_grad_()
+        denoised = f(y)
+        if probes is None:
+            d = y[0].numel()
+            eye = torch.eye(d, dtype=y.dtype, device=y.device).reshape(1, d, *y.shape[1:])
+            probes = eye.expand(len(y), -1, *y.shape[1:])
+        trace, count = torch.zeros(len(y), dtype=y.dtype, device=y.device), probes.shape[1]
+        exact = count == y[0].numel()
+        for k in range(count):
+            v = probes[:, k]
+            (product,) = torch.autograd.grad(
+                denoised, y, v, create_graph=wanted, retain_graph=wanted or k + 1 < count
+            )
+            trace = trace + per_sample(product * v)
+        trace = trace if exact else trace / count
+        value = -(trace + per_sample((denoised - y) ** 2) / sigma**2)
+    return value if wanted else value.detach()
+
+
+def minus_denoising_loss(
+    model: Denoiser,
+    x: Float[Tensor, "b *d"],
+    sigma: float,
+    cond: Any,
+    uncond: Any,
+    *,
+    guidance_scale: float | None = None,
+    noise: Float[Tensor, "b *d"] | None = None,
+    **_: Any,
+) -> Float[Tensor, " b"]:
+    """-|n - eps(x0 + sigma n)|^2 at x = x0 + sigma n (Yeats et al. 2025).
+
+    Args:
+        model: the pipeline's Denoiser.
+        x: noisy points, shape (b, *d).
+        sigma: noise standard deviation.
+        cond: condition of the prompt.
+        uncond: condition of no prompt.
+        guidance_scale: w; None for the conditional model.
+        noise: the n that made x, shape (b, *d).
+
+    Raises:
+        InputError: the noise is missing.
+    """
+    if noise is None:
+        raise InputError("the denoising loss needs the noise that made x; pass noise=")
+    denoised = model(x, sigma, cond)
+    if guidance_scale is not None:
+        without = model(x, sigma, uncond)
+        denoised = without + guidance_scale * (denoised - without)
+    return -per_sample((noise - (x - denoised) / expand(sigma, x)) ** 2)
+
+
+SCORES: dict[str, Score] = {
+    "cfg_norm": cfg_norm,
+    "guided_score_norm": guided_score_norm,
+    "-flipd": minus_flipd,
+    "-denoising_loss": minus_denoising_loss,
+}
+
+
+@contextmanager
+def math_attention(wanted: bool = True) -> Iterator[None]:
+    """Use attention kernels that can be differentiated twice; the setting is restored."""
+    if not wanted:
+        yield
+        return
+    with sdpa_kernel([SDPBackend.MATH]):
+        yield
+
+
+def _hangs(cond: Any) -> bool:
+    """Whether any tensor of a condition requires a gradient."""
+    values = [*getattr(cond, "args", ()), *getattr(cond, "kwargs", {}).values()]
+    return any(isinstance(v, Tensor) and v.requires_grad for v in values)

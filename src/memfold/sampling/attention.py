@@ -1,0 +1,110 @@
+"""The cross-attention of a running pipeline, read beside it: nothing of it is replaced."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.types import InputError
+
+
+class AttentionWatch:
+    """Attention to the prompt's end token, and entropy over tokens, averaged over heads and layers.
+
+    Hooks recompute the weights softmax(q k / sqrt(d)) from what each layer is given.
+
+    Args:
+        model: a pipeline whose network has cross-attention layers.
+
+    Raises:
+        InputError: there is no such layer.
+    """
+
+    def __init__(self, model: TextToImage) -> None:
+        self.model = model
+        self.layers = [
+            module
+            for name, module in model.network.named_modules()
+            if name.rpartition(".")[2] == "attn2" and hasattr(module, "to_q")
+        ]
+        if not self.layers:
+            raise InputError(
+                f"{model.name}'s network has no cross-attention layers (looked for attn2 with "
+                "to_q); leave attention=True out"
+            )
+        self._stack = ExitStack()
+        self._seen: list[Tensor] = []
+        self._ends: Tensor | None = None
+
+    def __enter__(self) -> AttentionWatch:
+        """Begin to watch."""
+        self._seen, self._ends = [], None
+        for layer in self.layers:
+            hook = layer.register_forward_pre_hook(self._read, with_kwargs=True)
+            self._stack.callback(hook.remove)
+        encoder = getattr(self.model.pipe, "text_encoder", None)
+        if encoder is not None:
+            handle = encoder.register_forward_pre_hook(self._read_ids, with_kwargs=True)
+            self._stack.callback(handle.remove)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take the hooks away."""
+        self._stack.close()
+
+    def take(self, n: int, guided: bool) -> tuple[Tensor | None, Tensor]:
+        """Return what the layers showed since the last call: end maps (n, h, w), entropies (n,)."""
+        seen, self._seen = self._seen, []
+        half = self.model.layout.conditional or 0
+        if guided and self.model.layout.calls == 1:
+            seen = [p.chunk(2)[half] for p in seen]
+        elif guided:
+            seen = seen[half * len(seen) // 2 : (half + 1) * len(seen) // 2]
+        entropy = torch.stack([-(p * p.clamp_min(1e-12).log()).sum(-1).mean(1) for p in seen])
+        if self._ends is None:
+            return None, entropy.mean(0)
+        ends = self._ends.repeat_interleave(max(n // len(self._ends), 1))[:n].to(seen[0].device)
+        maps = []
+        for p in seen:
+            if int(ends.max()) >= p.shape[-1]:
+                return None, entropy.mean(0)
+            value = p.gather(2, ends.view(-1, 1, 1).expand(-1, p.shape[1], 1)).squeeze(-1)
+            side = round(value.shape[1] ** 0.5)
+            if side * side == value.shape[1]:
+                maps.append(value.reshape(n, 1, side, side))
+        if not maps:
+            return None, entropy.mean(0)
+        size = max(m.shape[-1] for m in maps)
+        scaled = [
+            torch.nn.functional.interpolate(m, size=(size, size), mode="bilinear") for m in maps
+        ]
+        return torch.stack(scaled).mean(0).squeeze(1), entropy.mean(0)
+
+    @torch.no_grad()
+    def _read(self, layer: Any, args: tuple, kwargs: dict) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+        if text is None:
+            return
+        if hidden.ndim == 4:
+            hidden = hidden.flatten(2).transpose(1, 2)
+        q, k = layer.to_q(hidden), layer.to_k(text)
+        heads = layer.heads
+        q, k = (v.unflatten(-1, (heads, -1)).transpose(1, 2).float() for v in (q, k))
+        logits = q @ k.transpose(-1, -2) * k.shape[-1] ** -0.5
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.shape[-1] == logits.shape[-1]:
+            bias = mask.float() if mask.is_floating_point() else (1.0 - mask.float()) * -1e4
+            logits = logits + bias.reshape(len(bias), 1, -1, logits.shape[-1])
+        self._seen.append(logits.softmax(-1).mean(1))
+
+    def _read_ids(self, encoder: Any, args: tuple, kwargs: dict) -> None:
+        """Note where each prompt ends; the prompts are encoded before the empty ones."""
+        ids = args[0] if args else kwargs.get("input_ids")
+        token = getattr(self.model.pipe.tokenizer, "eos_token_id", None)
+        if self._ends is None and isinstance(ids, Tensor) and token is not None:
+            self._ends = (ids == token).int().argmax(1)

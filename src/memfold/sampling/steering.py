@@ -1,0 +1,152 @@
+"""Change what a running pipeline's network predicts or is conditioned on, by hooks alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from memfold.denoisers.adapters._calls import Condition, first_tensor
+from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.tensors import expand
+from memfold.types import InputError
+
+from .monitor import StepView, view_of
+
+Change = Callable[[StepView], Tensor | None]
+
+
+@contextmanager
+def steered(model: TextToImage, change: Change) -> Iterator[None]:
+    """Replace the guided prediction of each step inside the block.
+
+    `change` sees D_c and D_0 at each network call and returns the D that the pipeline shall step
+    with, or None to leave the step alone. Both halves of guidance are set to it, so that any
+    guidance scale gives it. A step that is left alone is the pipeline's own, bit for bit.
+
+    Args:
+        model: the pipeline.
+        change: from a view of the step (its `guided` is D_c) to the wanted D, shape (b, *d).
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: the pipeline calls its network twice a step.
+    """
+    if model.layout.calls == 2:
+        raise InputError(
+            f"{model.name} computes the halves of guidance in two calls; steering needs them in "
+            "one batch"
+        )
+    places, state = model.places, {"index": 0}
+
+    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> Any:
+        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
+        prediction = model.layout.prediction(output)
+        both = guided_run(model, z)
+        n = len(z) // 2 if both else len(z)
+        half = prediction.chunk(2)[model.layout.conditional or 0] if both else prediction
+        view = view_of(model, [(z, torch.as_tensor(t), prediction)], half, n, state["index"])
+        state["index"] += 1
+        wanted = change(view)
+        if wanted is None:
+            return None
+        raw = prediction_of(model, wanted, view).to(prediction.dtype)
+        return _rewritten(model, output, torch.cat([raw, raw]) if both else raw)
+
+    handle = model.network.register_forward_hook(after, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
+    """Give the network another condition in place of the prompt's inside the block.
+
+    The unconditional half stays what the pipeline made it. Works for every family, whether its
+    pipeline takes prompt embeddings or not.
+
+    Args:
+        model: the pipeline.
+        cond: what stands for the prompt; from `model.condition`, changed.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        InputError: the condition does not fit the pipeline's calls.
+    """
+    if model.layout.calls == 2 and model.layout.conditional == 1:
+        raise InputError(f"{model.name} asks without the prompt first; memfold cannot replace it")
+    last: list[Tensor] = []
+
+    def before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in model.places)
+        both, half = guided_run(model, z), model.layout.conditional or 0
+        if model.layout.calls == 2:
+            now = [z, torch.as_tensor(t)]
+            again = bool(last) and all(map(torch.equal, now, last))
+            last[:] = [] if again else now
+            if again:  # the same latent and time once more: the half without the prompt
+                return None
+        old, tree = tree_flatten((args, dict(kwargs)))
+        new = tree_flatten((cond.args, cond.kwargs))[0]
+        if len(old) != len(new):
+            raise InputError("the condition was recorded from another kind of call; record it anew")
+        n = len(z) // 2 if both else len(z)
+        leaves = []
+        for have, want, own in zip(old, new, cond.batched, strict=True):
+            if want is None or not own:
+                leaves.append(have)
+                continue
+            row = want.detach().to(have).expand(n, *want.shape[1:])
+            parts = list(have.chunk(2)) if both else [have]
+            parts[half if both else 0] = row
+            leaves.append(torch.cat(parts))
+        return tree_unflatten(leaves, tree)
+
+    handle = model.network.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def guided_run(model: TextToImage, z: Tensor) -> bool:
+    """Tell whether a call holds both halves of guidance: its latents come twice."""
+    if model.layout.calls != 1 or model.layout.conditional is None or len(z) % 2:
+        return False
+    says = getattr(model.pipe, "do_classifier_free_guidance", None)
+    return bool(torch.equal(*z.chunk(2))) if says is None else bool(says)
+
+
+def prediction_of(model: TextToImage, denoised: Tensor, view: StepView) -> Tensor:
+    """Return the network's prediction that means D; every D is affine in its prediction."""
+    sigma = expand(view.sigma, view.x)
+    zero = torch.zeros_like(view.x)
+    none = model.predictor(zero).denoise(view.x, sigma, None)
+    unit = model.predictor(zero + 1).denoise(view.x, sigma, None) - none
+    return (denoised - none) / unit
+
+
+def _rewritten(model: TextToImage, output: Any, prediction: Tensor) -> Any:
+    """Put a prediction into the network's own output."""
+    raw, kind = first_tensor(output), model.layout.output
+    if "negative" in kind:
+        prediction = -prediction
+    if "half" in kind:
+        prediction = torch.cat([prediction, raw.chunk(2, dim=1)[1]], dim=1)
+    if isinstance(output, Tensor):
+        return prediction
+    if isinstance(output, tuple):
+        return (prediction, *output[1:])
+    output = type(output)(**output)
+    output[next(iter(output))] = prediction
+    return output
