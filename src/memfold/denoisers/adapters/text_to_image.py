@@ -653,7 +653,8 @@ def _scheduler_kept(scheduler: Any) -> Iterator[None]:
 
 def _tables(encoder: torch.nn.Module) -> list[torch.nn.Module]:
     """Return the embedding tables of a text encoder (T5 holds its table under two names)."""
-    size = encoder.get_input_embeddings().weight.shape
+    named: Any = encoder
+    size = named.get_input_embeddings().weight.shape
     found = (m for m in encoder.modules() if isinstance(m, torch.nn.Embedding))
     return [m for m in found if m.weight.shape == size]
 
