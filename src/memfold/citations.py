@@ -305,6 +305,76 @@ _ENTRIES = (
         pages="166--171",
         year="2011",
     ),
+    # Memorization in text-to-image models.
+    _entry(
+        "inproceedings",
+        "wen2024detecting",
+        "https://openreview.net/forum?id=84n3UwkH7b",
+        author="Wen, Yuxin and Liu, Yuchen and Chen, Chen and Lyu, Lingjuan",
+        title="Detecting, Explaining, and Mitigating Memorization in Diffusion Models",
+        booktitle="International Conference on Learning Representations",
+        year="2024",
+    ),
+    _entry(
+        "inproceedings",
+        "ren2024attention",
+        "https://arxiv.org/abs/2403.11052",
+        author="Ren, Jie and Li, Yaxin and Zeng, Shenglai and Xu, Han and Lyu, Lingjuan and "
+        "Xing, Yue and Tang, Jiliang",
+        title="Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models through "
+        "Cross Attention",
+        booktitle="European Conference on Computer Vision",
+        year="2024",
+        eprint="2403.11052",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "chen2025brightending",
+        "https://arxiv.org/abs/2410.21665",
+        author="Chen, Chen and Liu, Daochang and Shah, Mubarak and Xu, Chang",
+        title="Exploring Local Memorization in Diffusion Models via Bright Ending Attention",
+        booktitle="International Conference on Learning Representations",
+        year="2025",
+        eprint="2410.21665",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "jeon2025sharpness",
+        "https://arxiv.org/abs/2412.04140",
+        author="Jeon, Dongjae and Kim, Dueun and No, Albert",
+        title="Understanding and Mitigating Memorization in Generative Models via Sharpness of "
+        "Probability Landscapes",
+        booktitle="International Conference on Machine Learning",
+        year="2025",
+        eprint="2412.04140",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "asthana2026anisotropy",
+        "https://arxiv.org/abs/2601.20642",
+        author="Asthana, Rohan and Belagiannis, Vasileios",
+        title="Detecting and Mitigating Memorization in Diffusion Models through Anisotropy of "
+        "the Log-Probability",
+        booktitle="International Conference on Learning Representations",
+        year="2026",
+        eprint="2601.20642",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
+        "kim2026curvature",
+        "https://arxiv.org/abs/2605.26756",
+        author="Kim, Gwangho and Lee, Sungyoon",
+        title="Localizing Memorized Regions in Diffusion Models via Coordinate-Wise Curvature "
+        "Differences",
+        booktitle="International Conference on Machine Learning",
+        year="2026",
+        eprint="2605.26756",
+        archiveprefix="arXiv",
+    ),
     # The models that are audited.
     _entry(
         "inproceedings",
