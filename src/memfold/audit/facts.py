@@ -104,8 +104,8 @@ def _warnings(plan: Plan, source: str) -> Iterator[str]:
     if plan.source == "train" and source == "holdout":
         yield (
             "A model often fits all of its training images a little closer than held-out ones. "
-            "That is no copy, but it makes some of them calls: look at how much of the expected LID is "
-            "missing, which is nearly all of it for a copy."
+            "That is no copy, but it makes some of them calls: look at how much of the expected "
+            "LID is missing, which is nearly all of it for a copy."
         )
     if plan.source == "generated":
         yield (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -35,7 +37,7 @@ def curvature_map(
     for i in range(NOISES):
         y = x + sigma * noises[:, i]
         for cond, sign in ((generation.uncond, 1.0), (generation.cond, -1.0)):
-            jacobian = Jacobian(lambda z, c=cond: model(z, sigma, c), y, sigma)
+            jacobian = Jacobian(partial(model, sigma=sigma, cond=cond), y, sigma)
             for v in signs[:, i * PROBES : (i + 1) * PROBES].unbind(1):
                 total = total + sign * v * jacobian.vjp(v)
     return total / (NOISES * PROBES)

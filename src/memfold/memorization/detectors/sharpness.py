@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,10 +30,11 @@ def sharpness(
         One score an image, shape (b,).
     """
     model, view = generation.model.model, generation.first
-    v = (view.conditional - view.unconditional) / view.sigma**2
+    without = torch.zeros_like(view.x) if view.unconditional is None else view.unconditional
+    v = (view.conditional - without) / view.sigma**2
     halves = []
     for cond in (generation.cond, generation.uncond):
-        jacobian = Jacobian(lambda y, c=cond: model(y, view.sigma, c), view.x, view.sigma)
+        jacobian = Jacobian(partial(model, sigma=view.sigma, cond=cond), view.x, view.sigma)
         halves.append(jacobian.vjp(v))
     difference = (halves[0] - halves[1]) / view.sigma**2
     return per_sample(difference**2).clamp_min(1e-30).log()
