@@ -21,7 +21,7 @@ ORDER = [
     {"memorization"},
     {"explain", "mitigation"},
     {"audit"},
-    {"cli", "ui"},
+    {"cli", "cli_text", "ui"},
 ]
 ALLOWED = {
     room: set().union(*ORDER[:i]) | {room} for i, rooms in enumerate(ORDER) for room in rooms
@@ -29,7 +29,7 @@ ALLOWED = {
 ALLOWED["tensors"] |= {"types"}
 ALLOWED["citations"] = {"types", "citations"}
 ALLOWED["report"] = {"types", "citations", "report"}
-for room in ("audit", "cli", "ui"):
+for room in ("audit", "cli", "cli_text", "ui"):
     ALLOWED[room] |= {"report", "citations"}
 # Python runs memfold/__main__.py for `python -m memfold`; it is a door to the command line.
 ALLOWED["__main__"] = {"cli"}

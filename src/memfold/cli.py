@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from memfold.cli_text import print_prompts, register, run_audit
 from memfold.types import InputError
 
 app = typer.Typer(
@@ -59,8 +60,10 @@ def _main(
 @app.command()
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub id.")],
-    data: Annotated[str, typer.Option("--data", help="The images the model was trained on.")],
     out: Out,
+    data: Annotated[
+        str | None, typer.Option("--data", help="The images the model was trained on.")
+    ] = None,
     holdout: Annotated[
         str | None,
         typer.Option("--holdout", help="Real images that the model has not seen: the reference."),
@@ -98,7 +101,13 @@ def audit(
     neighbors: Annotated[
         int, typer.Option("--neighbors", help="Training images around each, data side.")
     ] = 20,
-    alpha: Annotated[float, typer.Option("--alpha", help="Wanted false-discovery rate.")] = 0.05,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            "--alpha",
+            help="Wanted false-discovery rate (0.05); for prompts, false-positive rate (0.01).",
+        ),
+    ] = None,
     max_reference: Annotated[
         int | None, typer.Option("--max-reference", help="At most so many reference images.")
     ] = None,
@@ -128,18 +137,24 @@ def audit(
     directory or a dataset id. Writes results.parquet, audit.json and report.html to --out. A run
     that was stopped, even killed, goes on where it was when the same command is run again.
 
+    With --prompts it judges the prompts of a text-to-image pipeline against ordinary ones, shows
+    what they draw, which words do it, and what a mitigation changes.
+
     [bold]Example[/bold]: memfold audit my-ddpm --data train --holdout test --generate 500 --out dir
+
+    [bold]Example[/bold]: memfold audit my-sd --prompts p.csv --ordinary o.txt --data train --out dir
     """
-    from memfold.audit.plan import Plan
-    from memfold.audit.run import run
     from memfold.report.html import write
 
-    given = {k: v for k, v in locals().items() if k not in ("json_", "Plan", "run", "write")}
-    kinds = tuple(kind.strip() for kind in fail_on.split(",") if kind.strip())
-    facts = run(Plan(**given | {"fail_on": kinds}), progress=not json_)
+    given = {k: v for k, v in locals().items() if k not in ("json_", "write", "no_explain")}
+    given["fail_on"] = tuple(kind.strip() for kind in fail_on.split(",") if kind.strip())
+    given["explain"] = not no_explain
+    facts = run_audit(given, progress=not json_)
     report = write(Path(out))
     if json_:
         typer.echo(json.dumps(facts, indent=1))
+    elif prompts is not None:
+        print_prompts(facts, str(report))
     else:
         _print_audit(facts, str(report))
     if facts["exit"]["failed"]:
@@ -224,6 +239,9 @@ def report(
     from memfold.report.html import write
 
     typer.echo(f"Report: {write(Path(directory))}")
+
+
+register(app)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import torch
 from numpy import ndarray
 
 import memfold
+from memfold.datasets.prompts import read_prompts
 from memfold.memorization.detectors import DETECTORS
 from memfold.memorization.evaluate import auroc, bootstrap, tpr_at_fpr
 from memfold.memorization.prompt_verdict import SIGNALS, VERDICT, combine, standards
@@ -48,7 +49,8 @@ class Labelled:
         if "none" not in self.kinds or not any(positive):
             raise InputError(
                 f"of {len(positive)} prompts {sum(positive)} are memorized and "
-                f"{self.kinds.count('none')} are not: a benchmark needs both; pass --memorized FILE and --other FILE, or a list with a column `type`"
+                f"{self.kinds.count('none')} are not: a benchmark needs both; pass "
+                "--memorized FILE and --other FILE, or a list with a column `type`"
             )
         answers: dict[str, bool] = {}
         for prompt, answer in zip(self.prompts, positive, strict=True):
@@ -127,6 +129,68 @@ def bench(
     write_text(Path(out) / "scores.csv", _csv(scores, labelled, scoring.seeds))
     write_text(Path(out) / "bench.md", markdown(found))
     return found
+
+
+def read_labelled(
+    prompts: str | Path | None,
+    memorized: str | Path | None = None,
+    other: str | Path | None = None,
+    ordinary: str | Path | None = None,
+    *,
+    limit: int | None = None,
+) -> tuple[Labelled, list[str]]:
+    """Read prompts with known answers, from one labelled list or from two.
+
+    Args:
+        prompts: a list with a column `type` (verbatim, template, memorized, near or none). Where
+            it has a column `use`, rows of "calibration" are the ordinary prompts, and those of
+            "near miss" that are not memorized are near misses.
+        memorized: a list of memorized prompts; their kind is read where the list has it.
+        other: a list of prompts that are not memorized.
+        ordinary: further prompts that are not memorized.
+        limit: the first so many of each kind.
+
+    Returns:
+        The labelled prompts and the ordinary ones.
+
+    Raises:
+        InputError: the lists cannot be read, or are not enough.
+    """
+    if (prompts is None) == (memorized is None) or (memorized is None) != (other is None):
+        raise InputError("pass either --prompts FILE, or both --memorized FILE and --other FILE")
+    base = [] if ordinary is None else list(read_prompts(ordinary).prompts)
+    rows: list[tuple[str, str, str]] = []
+    if prompts is not None:
+        found = read_prompts(prompts)
+        uses = found.columns.get("use") or ["test"] * len(found.prompts)
+        for text, kind, family, use in zip(
+            found.prompts, found.kinds, found.families, uses, strict=True
+        ):
+            kind = kind or "none"
+            if use == "calibration":
+                base += [text] if kind == "none" and ordinary is None else []
+            else:
+                rows.append(
+                    (text, "near" if (use, kind) == ("near miss", "none") else kind, family)
+                )
+    else:
+        for path, kind in ((memorized, "memorized"), (other, "none")):
+            found = read_prompts(path)
+            rows += [
+                (text, (own or kind) if kind == "memorized" else kind, family)
+                for text, own, family in zip(
+                    found.prompts, found.kinds, found.families, strict=True
+                )
+            ]
+    kept: dict[str, tuple[str, str, str]] = {}
+    seen: dict[str, int] = {}
+    for row in rows:
+        if row[0] not in kept and (limit is None or seen.get(row[1], 0) < limit):
+            kept[row[0]] = row
+            seen[row[1]] = seen.get(row[1], 0) + 1
+    texts, kinds, families = (tuple(c) for c in zip(*kept.values(), strict=True))
+    base = [text for text in dict.fromkeys(base) if text not in kept]
+    return Labelled(texts, kinds, families), base[:limit] if limit else base
 
 
 def _table(columns: Columns, n: int, names: Sequence[str]) -> dict[str, ndarray]:
@@ -257,7 +321,8 @@ def markdown(found: dict[str, Any]) -> str:
     images = found["settings"]["images"]
     head = (
         f"| detector | AUROC, {images} images | TPR at 1 % FPR | verbatim | template "
-        "| near misses called | AUROC, 1 image | TPR at 1 % FPR | extra passes | products | ms an image |"
+        "| near misses called | AUROC, 1 image | TPR at 1 % FPR "
+        "| extra passes | products | ms an image |"
     )
     lines = [head, "|---|---|---|---|---|---|---|---|---|---|---|"]
     for row in found["rows"]:

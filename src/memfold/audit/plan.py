@@ -104,13 +104,7 @@ class Plan:
             raise InputError(f"--sigma = {self.sigma}; choose a noise level above 0")
         if not 0 <= self.seed < 2**62:
             raise InputError(f"--seed = {self.seed}; choose a whole number from 0 to 2^62")
-        if Path(self.out).is_file():
-            raise InputError(f"--out {self.out} is a file; choose a directory")
-        parent = Path(self.out).absolute()
-        while not parent.exists():
-            parent = parent.parent
-        if not os.access(parent, os.W_OK) or not parent.is_dir():
-            raise InputError(f"--out {self.out} cannot be written; choose another directory")
+        check_out(self.out)
 
     @property
     def source(self) -> str:
@@ -152,6 +146,24 @@ class Plan:
         }
         leave |= {"title", "batch_size", "alpha"}
         return {k: v for k, v in asdict(self).items() if k not in leave}
+
+
+def check_out(out: str) -> None:
+    """Refuse a directory of results that cannot be written.
+
+    Args:
+        out: the directory.
+
+    Raises:
+        InputError: it is a file, or may not be written.
+    """
+    if Path(out).is_file():
+        raise InputError(f"--out {out} is a file; choose a directory")
+    parent = Path(out).absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise InputError(f"--out {out} cannot be written; choose another directory")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

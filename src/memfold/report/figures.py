@@ -98,12 +98,12 @@ def curves(
     values = [v for line in lines for v in line.lid] + [v for pair in errors for v in pair]
     x = axes.log([*sigmas, sigma], 40.0, width - 8.0)
     y = axes.root([*values, *(band.high if band else ())], height - 42.0, 14.0, gap=22.0)
-    parts = [_frame(x, y, "noise level σ", "degrees of freedom")]
-    parts += _band(sigmas, band, x, y) if band else []
+    parts = [frame(x, y, "noise level σ", "degrees of freedom")]
+    parts += band_of(sigmas, band, x, y) if band else []
     parts.append(_marker_line(x(sigma), y))
-    parts += [_line(sigmas, line, x, y) for line in lines]
+    parts += [line_of(sigmas, line, x, y) for line in lines]
     names = ", ".join(line.name for line in lines)
-    return _svg(width, height, parts, f"Degrees of freedom over noise level: {names}")
+    return svg(width, height, parts, f"Degrees of freedom over noise level: {names}")
 
 
 def scatter(subjects: Sequence[Subject], reference: Reference, regions: Mapping[str, float]) -> str:
@@ -114,12 +114,12 @@ def scatter(subjects: Sequence[Subject], reference: Reference, regions: Mapping[
     y = axes.root([*(s.lid_model for s in shown), *(p[1] for p in cloud)], 402.0, 16.0)
     limits = region_limits(reference, regions)
     parts = _regions(x, y, limits) if limits else []
-    parts.append(_frame(x, y, "degrees of freedom of the data", "degrees of freedom of the model"))
+    parts.append(frame(x, y, "degrees of freedom of the data", "degrees of freedom of the model"))
     parts += [f'<circle class="reference" cx="{_at(x(a))}" cy="{_at(y(b))}" r="2.2"/>'
               for a, b in cloud]  # fmt: skip
     for verdict in _BACK_TO_FRONT:
         parts += [_point(s, x, y) for s in shown if s.verdict == verdict]
-    return _svg(640, 450, parts, f"Model against data for {len(shown):,} images")
+    return svg(640, 450, parts, f"Model against data for {len(shown):,} images")
 
 
 def region_limits(reference: Reference, regions: Mapping[str, float]) -> tuple[float, float] | None:
@@ -144,7 +144,7 @@ def missing(subjects: Sequence[Subject]) -> str:
     for place, verdict in enumerate(lanes):
         members = [s for s in shown if s.verdict == verdict]
         parts += _lane(members, verdict, x, 8.0 + 54 * place)
-    return _svg(360, height, parts, "Missing degrees of freedom of each image by verdict")
+    return svg(360, height, parts, "Missing degrees of freedom of each image by verdict")
 
 
 def p_values(subjects: Sequence[Subject], *, bins: int = 20) -> str:
@@ -156,12 +156,12 @@ def p_values(subjects: Sequence[Subject], *, bins: int = 20) -> str:
     totals = [sum(counts[verdict][i] for verdict in VERDICTS) for i in range(bins)]
     x = axes.linear((0.0, 1.0), 40.0, 352.0)
     y = axes.linear([float(total) for total in totals], 196.0, 14.0)
-    parts = [_frame(x, y, "p-value", "images")]
+    parts = [frame(x, y, "p-value", "images")]
     for i in range(bins):
         parts += _stack([(v, counts[v][i]) for v in VERDICTS], x(i / bins), x((i + 1) / bins), y)
     level = _at(y(len(shown) / bins))
     parts.append(f'<path class="chance" d="M40 {level}H352"/>')
-    return _svg(360, 238, parts, f"Histogram of {len(shown):,} p-values")
+    return svg(360, 238, parts, f"Histogram of {len(shown):,} p-values")
 
 
 def counts_bar(counts: Mapping[str, int]) -> str:
@@ -176,20 +176,20 @@ def counts_bar(counts: Mapping[str, int]) -> str:
                 f'height="14"><title>{title}</title></rect>'
             )
         at += width
-    return _svg(1000, 14, parts, "Share of each verdict", stretch=True)
+    return svg(1000, 14, parts, "Share of each verdict", stretch=True)
 
 
 def marker(verdict: str) -> str:
     """A verdict's mark, for legends."""
-    return _svg(16, 16, [_shape(verdict, 8.0, 8.0, 5.0)])
+    return svg(16, 16, [_shape(verdict, 8.0, 8.0, 5.0)])
 
 
 def reference_marker() -> str:
     """The mark of a reference image, for legends."""
-    return _svg(16, 16, ['<circle class="reference" cx="8" cy="8" r="3.4"/>'])
+    return svg(16, 16, ['<circle class="reference" cx="8" cy="8" r="3.4"/>'])
 
 
-def _svg(
+def svg(
     width: int, height: int, parts: Sequence[str], name: str = "", *, stretch: bool = False
 ) -> str:
     """The document; a nameless one is decoration, which screen readers skip."""
@@ -209,7 +209,7 @@ def _finite(*values: float) -> bool:
     return all(math.isfinite(value) for value in values)
 
 
-def _frame(x: Axis, y: Axis, x_name: str, y_name: str) -> str:
+def frame(x: Axis, y: Axis, x_name: str, y_name: str) -> str:
     """Grid lines, tick labels and names of two axes."""
     lines = [f'<path class="grid" d="M{_at(x.start)} {_at(y(t))}H{_at(x.end)}"/>'
              f'<text class="tick end" x="{_at(x.start - 7)}" y="{_at(y(t) + 4)}">{axes.label(t)}'
@@ -254,7 +254,8 @@ def _places(
     return [(x(s), y(v)) for s, v in zip(sigmas, lid, strict=True)]
 
 
-def _band(sigmas: Sequence[float], band: Band, x: Axis, y: Axis) -> list[str]:
+def band_of(sigmas: Sequence[float], band: Band, x: Axis, y: Axis) -> list[str]:
+    """A band and its median."""
     low, high = (_places(sigmas, edge, x, y) for edge in (band.low, band.high))
     median = _runs(_places(sigmas, band.median, x, y))
     title = "Reference: 5 to 95 % of the images, and their median"
@@ -268,7 +269,8 @@ def _spread(lid: Sequence[float], stderr: Sequence[float]) -> list[tuple[float, 
     return [(v - e, v + e) for v, e in zip(lid, stderr, strict=True)] if stderr else []
 
 
-def _line(sigmas: Sequence[float], line: Line, x: Axis, y: Axis) -> str:
+def line_of(sigmas: Sequence[float], line: Line, x: Axis, y: Axis) -> str:
+    """A line with its standard errors."""
     parts, spread = [], _spread(line.lid, line.stderr)
     if spread:
         low, high = (_places(sigmas, edge, x, y) for edge in zip(*spread, strict=True))

@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from memfold.report import figures, words
+from memfold.report.fields import read_json
 from memfold.report.model import (
     MEMORIZED,
     VERDICTS,
@@ -86,8 +87,8 @@ def write(directory: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: a file of the directory is missing or broken.
     """
-    text = render(load(directory))
     path = Path(directory) / "report.html"
+    text = _text(Path(directory))
     unfinished = path.with_name(f"report.html.{os.getpid()}.tmp")
     try:
         unfinished.write_text(text, encoding="utf-8", newline="\n")
@@ -97,11 +98,20 @@ def write(directory: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _text(directory: Path) -> str:
+    """The page of either kind of audit: of images, or of prompts."""
+    if read_json(directory / "audit.json").get("kind") == "prompts":
+        from memfold.report.prompts import render_prompts
+
+        return render_prompts(directory)
+    return render(load(directory))
+
+
 def render(report: Report) -> str:
     """The report as HTML: a pure function of its data, the same bytes for the same report."""
     script = _asset("report.js")
     cards = _cards(report)
-    page = _environment().get_template("report.html").render(
+    page = environment().get_template("report.html").render(
         report=report,
         style=Markup(_asset("report.css")),
         script=Markup(script),
@@ -128,7 +138,8 @@ def render(report: Report) -> str:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates, with everything escaped."""
     return Environment(
         loader=PackageLoader("memfold.report", "templates"),
         autoescape=True,
@@ -142,6 +153,11 @@ def _environment() -> Environment:
 def _asset(name: str) -> str:
     """A file of our own that goes into the page as it is."""
     return (Path(__file__).parent / "templates" / name).read_text(encoding="utf-8")
+
+
+def style() -> str:
+    """The style sheet of every page."""
+    return _asset("report.css")
 
 
 def _script_hash(script: str) -> str:

@@ -1,0 +1,124 @@
+"""The plan of an audit of prompts: every argument, checked before any work is done."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from memfold.memorization.prompt_verdict import SIGNALS
+from memfold.types import InputError
+
+from .plan import check_out
+from .scoring import Scoring
+
+PROMPT_KINDS = ("memorized",)
+METHODS_OFF = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPlan:
+    """Which prompts to audit, and how.
+
+    Attributes:
+        model: a diffusers text-to-image pipeline directory or hub id.
+        prompts: file of the prompts to judge.
+        out: directory of the results.
+        ordinary: file of prompts that are not memorized: the reference; without it the judged
+            prompts are their own.
+        data: images that the model was trained on, for evidence.
+        alpha: wanted false-positive rate: the share of ordinary prompts that may be called.
+        images: images a prompt.
+        steps: denoising steps; the pipeline's default where None.
+        guidance_scale: w; the pipeline's default where None.
+        limit: judge at most the first so many prompts; all where None.
+        shown: flagged prompts that are shown with pictures, words and a mitigation, worst first.
+        explain: attribute the score of flagged prompts to their words.
+        mitigate: mitigation that is tried on flagged prompts; "none" for no try.
+        seed: keys all randomness.
+        workers: processes.
+        device: where to compute.
+        half: compute in half precision.
+        allow_pickle: also read weights from pickles.
+        fail_on: "memorized" makes the exit code 1 if any prompt is called.
+        overwrite: discard another audit's results in `out`.
+        title: heading of the report.
+    """
+
+    model: str
+    prompts: str
+    out: str
+    ordinary: str | None = None
+    data: str | None = None
+    alpha: float = 0.01
+    images: int = 4
+    steps: int | None = None
+    guidance_scale: float | None = None
+    limit: int | None = None
+    shown: int = 24
+    explain: bool = True
+    mitigate: str = METHODS_OFF
+    seed: int = 0
+    workers: int = 1
+    device: str = "cpu"
+    half: bool = False
+    allow_pickle: bool = False
+    fail_on: tuple[str, ...] = ()
+    overwrite: bool = False
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse arguments that cannot be used, each in one line with its remedy."""
+        least = {"limit": 1, "shown": 0, "workers": 1, "images": 1, "steps": 2, "seed": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"--{name} = {value}; take {low} or more")
+        if not 0 < self.alpha < 1:
+            raise InputError(f"--alpha = {self.alpha}; choose a rate between 0 and 1, such as 0.01")
+        for kind in self.fail_on:
+            if kind not in PROMPT_KINDS:
+                raise InputError(
+                    f"--fail-on {kind!r} is unknown for prompts; choose {', '.join(PROMPT_KINDS)}"
+                )
+        check_out(self.out)
+
+    @property
+    def scoring(self) -> Scoring:
+        """How prompts are scored."""
+        return Scoring(
+            model=self.model,
+            images=self.images,
+            steps=self.steps,
+            guidance_scale=self.guidance_scale,
+            detectors=(),
+            seed=self.seed,
+            device=self.device,
+            half=self.half,
+            allow_pickle=self.allow_pickle,
+        )
+
+    def arguments(self) -> dict[str, Any]:
+        """Give every argument, for the record."""
+        return asdict(self) | {"fail_on": list(self.fail_on)}
+
+    def command(self) -> str:
+        """Write the command line that repeats this audit; defaults are left out."""
+        words = ["memfold", "audit", self.model]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "model" or value == field.default:
+                continue
+            name = field.name.replace("_", "-")
+            if field.name == "explain":
+                words.append("--no-explain")
+                continue
+            words.append(f"--{name}")
+            if isinstance(value, tuple):
+                value = ",".join(value)
+            if value is not True:
+                words.append(str(value))
+        return shlex.join(words)
+
+
+__all__ = ["METHODS_OFF", "PROMPT_KINDS", "SIGNALS", "PromptPlan"]

@@ -1,0 +1,190 @@
+"""The report of an audit of prompts: one self-contained HTML file, a pure function of its data."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from memfold.report import axes, figures, words
+from memfold.report.fields import Fields, read_json, read_rows
+from memfold.report.figures import Band, Line
+
+_NAMES = {"cfg_norm": "CFG norm"}
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a prompt with its weight, 1 for the heaviest of the prompt."""
+
+    text: str
+    weight: float
+    stderr: float
+
+
+@dataclass(frozen=True)
+class PromptCard:
+    """A flagged prompt with its evidence."""
+
+    anchor: str
+    prompt: str
+    words: tuple[Word, ...]
+    p_value: str
+    score: str
+    signals: tuple[tuple[str, str], ...]
+    images: tuple[str, ...]
+    nearest: str
+    nearest_id: str
+    nearest_words: str
+    steps: Markup
+    mitigated: tuple[str, ...]
+    mitigated_note: str
+    explain_note: str
+
+
+def render_prompts(directory: Path) -> str:
+    """Draw the report of a prompts audit from its files.
+
+    Args:
+        directory: what `memfold audit --prompts` wrote.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: a file is missing or broken.
+    """
+    from memfold.report.html import environment, style
+
+    audit = Fields(read_json(directory / "audit.json"), directory / "audit.json")
+    rows = read_rows(directory / "results.parquet", ("prompt", "kind", "score", "p_value"))
+    flagged = {r.text("prompt"): r for r in read_rows(directory / "flagged.parquet", ("prompt",))}
+    reference = [r.numbers("steps") for r in read_rows(directory / "reference.parquet", ("steps",))]
+    titles = {k: str(v) for k, v in audit.fields("signals").values.items()}
+    called = sorted(
+        (r for r in rows if r.text("kind") == "memorized"), key=lambda r: -r.number("score")
+    )
+    others = sorted(
+        (r for r in rows if r.text("kind") != "memorized"), key=lambda r: -r.number("score")
+    )
+    cards = [
+        _card(i, row, flagged[row.text("prompt")], reference, titles)
+        for i, row in enumerate(called)
+        if row.text("prompt") in flagged
+    ]
+    page = environment().get_template("prompts.html").render(
+        title=audit.text("title", "Memorization audit"),
+        style=Markup(style()),
+        created=audit.text("created"),
+        pipeline=audit.text("pipeline"),
+        command=audit.text("command"),
+        n=len(rows),
+        memorized=audit.fields("memorized").values,
+        alpha=audit.number("alpha"),
+        reference=audit.fields("reference").values,
+        warnings=audit.texts("warnings"),
+        exit=audit.fields("exit").values,
+        cards=cards,
+        hidden=len(called) - len(cards),
+        table=[_line_of(row, titles) for row in [*called, *others]],
+        titles=titles,
+        citations=audit.get("citations", list, []),
+        settings=sorted(_flat(audit.fields("arguments").values)),
+        words=words,
+    )  # fmt: skip
+    return figures.printable(page) + "\n"
+
+
+def steps_figure(
+    sigmas: Sequence[float],
+    values: Sequence[float],
+    reference: Sequence[Sequence[float]],
+    name: str,
+) -> str:
+    """A score over the steps of a generation against the reference's 5 to 95 % band.
+
+    Args:
+        sigmas: noise standard deviations of the steps.
+        values: the prompt's score at each.
+        reference: scores of reference prompts, each as long; others are left out.
+        name: what the score is.
+
+    Returns:
+        SVG.
+    """
+    order = np.argsort(sigmas)
+    s = [float(sigmas[i]) for i in order]
+    line = Line(name, "overfitting", [float(values[i]) for i in order])
+    same = np.array([r for r in reference if len(r) == len(sigmas)], dtype=float)
+    band = None
+    if len(same):
+        low, median, high = np.quantile(same[:, order], (0.05, 0.5, 0.95), axis=0).tolist()
+        band = Band(tuple(low), tuple(median), tuple(high))
+    width, height = 360, 208
+    x = axes.log(s, 40.0, width - 8.0)
+    y = axes.linear([*line.lid, *(band.high if band else ())], height - 42.0, 14.0)
+    parts = [figures.frame(x, y, "noise level σ", name)]
+    parts += figures.band_of(s, band, x, y) if band else []
+    parts.append(figures.line_of(s, line, x, y))
+    return figures.svg(width, height, parts, f"{name} over the steps of the generation")
+
+
+def _card(
+    index: int,
+    row: Fields,
+    shown: Fields,
+    reference: Sequence[Sequence[float]],
+    titles: dict[str, str],
+) -> PromptCard:
+    weights = shown.numbers("weights")
+    top = max((abs(w) for w in weights if math.isfinite(w)), default=0.0) or 1.0
+    errors = shown.numbers("weight_stderr")
+    parts = tuple(
+        Word(text, max(weight / top, 0.0) if math.isfinite(weight) else 0.0, error / top)
+        for text, weight, error in zip(shown.texts("words"), weights, errors, strict=True)
+    )
+    steps = row.numbers("steps.cfg_norm")
+    figure = ""
+    if steps:
+        figure = steps_figure(row.numbers("sigmas"), steps, reference, _NAMES["cfg_norm"])
+    calibrated = [v for v in shown.numbers("nearest_calibrated") if math.isfinite(v)]
+    return PromptCard(
+        anchor=f"prompt-{index + 1}",
+        prompt=row.text("prompt"),
+        words=parts,
+        p_value=words.probability("p", row.number("p_value")),
+        score=words.number(row.number("score")),
+        signals=tuple((titles[k], words.number(row.number(f"signal.{k}"))) for k in titles),
+        images=tuple(_uri(b) for b in shown.get("images", list, [])),
+        nearest=next((_uri(b) for b in shown.get("nearest", list, [])), ""),
+        nearest_id=next(iter(shown.texts("nearest_id")), ""),
+        nearest_words=(
+            f"calibrated distance {min(calibrated):.2f} to {max(calibrated):.2f}"
+            if calibrated
+            else ""
+        ),
+        steps=Markup(figure),
+        mitigated=tuple(_uri(b) for b in shown.get("mitigated", list, [])),
+        mitigated_note=shown.text("mitigated_note"),
+        explain_note=shown.text("explain_note"),
+    )
+
+
+def _line_of(row: Fields, titles: dict[str, str]) -> list[str]:
+    signals = [words.number(row.number(f"signal.{k}")) for k in titles]
+    p = words.probability("", row.number("p_value")).strip(" =")
+    return [row.text("prompt"), row.text("kind"), words.number(row.number("score")), p, *signals]
+
+
+def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(k, "" if v is None else str(v)) for k, v in values.items()]
+
+
+def _uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
