@@ -1,3 +1,4 @@
+import gc
 from itertools import pairwise
 
 import pytest
@@ -173,3 +174,17 @@ def test_graph_bytes_counts_what_grows_with_the_batch():
 
     assert graph_bytes(f, torch.zeros(1, 64)) == 64 * 4
     assert graph_bytes(f, torch.zeros(10, 64)) == 10 * 64 * 4
+
+
+def test_graph_bytes_keeps_nothing():
+    f, x = CASES["unet"]
+    graph_bytes(f, x)
+
+    def living():
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    before = living()
+    for _ in range(3):
+        graph_bytes(f, x)
+    assert living() == before

@@ -112,15 +112,14 @@ def graph_bytes(f: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]) -> int:
         Bytes of the tensors that autograd saves, each storage counted once, without the weights,
         which are there anyway.
     """
-    seen: dict[int, int] = {}
+    seen: dict[int, Tensor] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> None:
+        # Nothing is unpacked. Without its graph: kept as it is, it would hold itself for ever.
         source = tensor if tensor._base is None else tensor._base
         if not isinstance(source, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            seen[storage.data_ptr()] = storage.nbytes()
-        return tensor
+            seen[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         f(x.detach().requires_grad_(True))
-    return sum(seen.values())
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
