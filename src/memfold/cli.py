@@ -142,7 +142,7 @@ def audit(
 
     [bold]Example[/bold]: memfold audit my-ddpm --data train --holdout test --generate 500 --out dir
 
-    [bold]Example[/bold]: memfold audit my-sd --prompts p.csv --ordinary o.txt --data train --out dir
+    [bold]Example[/bold]: memfold audit my-sd --prompts p.csv --ordinary o.txt --out dir
     """
     from memfold.report.html import write
 

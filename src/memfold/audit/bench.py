@@ -19,6 +19,7 @@ from memfold.datasets.prompts import read_prompts
 from memfold.memorization.detectors import DETECTORS
 from memfold.memorization.evaluate import auroc, bootstrap, tpr_at_fpr
 from memfold.memorization.prompt_verdict import SIGNALS, VERDICT, combine, standards
+from memfold.report.bench_figures import bench_figure
 from memfold.types import InputError
 
 from .scoring import Scoring, model_digest, score_prompts, usable
@@ -128,6 +129,7 @@ def bench(
     write_text(Path(out) / "bench.json", json.dumps(_finite(found), indent=1))
     write_text(Path(out) / "scores.csv", _csv(scores, labelled, scoring.seeds))
     write_text(Path(out) / "bench.md", markdown(found))
+    write_text(Path(out) / "bench.svg", bench_figure(rows, scoring.images))
     return found
 
 

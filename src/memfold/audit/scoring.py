@@ -91,7 +91,7 @@ class Scoring:
         Raises:
             InputError: it cannot be loaded, or is no text-to-image pipeline.
         """
-        from memfold.denoisers.adapters._pipeline import read_pipeline
+        from memfold.denoisers.adapters._pipeline import quiet_libraries, read_pipeline
         from memfold.denoisers.adapters.diffusers import is_text_to_image
 
         pipe = read_pipeline(self.model, allow_pickle=self.allow_pickle, revision=None)
@@ -99,7 +99,10 @@ class Scoring:
             raise InputError(
                 f"{self.model} is a {type(pipe).__name__}, which takes no prompt; leave --prompts"
             )
-        pipe.to(self.device, torch.float16 if self.half else torch.float32)
+        with quiet_libraries():
+            pipe.to(self.device)
+            if self.half:
+                pipe.to(torch.float16)
         size: dict[str, Any] = {"height": self.height, "width": self.width}
         return TextToImage(pipe, **{k: v for k, v in size.items() if v is not None})
 

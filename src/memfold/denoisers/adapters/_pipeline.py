@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +45,7 @@ def read_pipeline(model: str | Path, *, allow_pickle: bool, revision: str | None
     import diffusers
 
     options = {} if revision is None else {"revision": revision}
-    with _quiet():
+    with quiet_libraries():
         try:
             return diffusers.DiffusionPipeline.from_pretrained(
                 str(model), use_safetensors=None if allow_pickle else True, **options
@@ -59,19 +61,28 @@ def brief(error: BaseException) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence diffusers while it loads, and leave its settings as they were."""
+def quiet_libraries() -> Iterator[None]:
+    """Silence diffusers and transformers inside the block, and leave their settings as they were.
+
+    Yields:
+        Nothing.
+    """
     import diffusers.utils.logging as logs
 
-    verbosity, bars = logs.get_verbosity(), logs.is_progress_bar_enabled()
-    logs.set_verbosity_error()
-    logs.disable_progress_bar()
+    modules = [logs]
+    if importlib.util.find_spec("transformers") is not None:
+        modules.append(importlib.import_module("transformers.utils.logging"))
+    before = [(m, m.get_verbosity(), m.is_progress_bar_enabled()) for m in modules]
+    for module in modules:
+        module.set_verbosity_error()
+        module.disable_progress_bar()
     try:
         yield
     finally:
-        logs.set_verbosity(verbosity)
-        if bars:
-            logs.enable_progress_bar()
+        for module, verbosity, bars in before:
+            module.set_verbosity(verbosity)
+            if bars:
+                module.enable_progress_bar()
 
 
 def _check_directory(directory: Path, allow_pickle: bool) -> None:
