@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memfold.denoisers.adapters._calls import is_own_call
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.types import InputError
 
@@ -15,7 +16,9 @@ from memfold.types import InputError
 class AttentionWatch:
     """Attention to the prompt's end token, and entropy over tokens, averaged over heads and layers.
 
-    Hooks recompute the weights softmax(q k / sqrt(d)) from what each layer is given.
+    Hooks recompute the weights softmax(q k / sqrt(d)) from what each layer is given. The end token
+    is looked for where the tokens of `text_encoder` are the keys of the layers, one by one; in
+    pipelines that join or cut texts (HunyuanDiT, Sana's long instruction) there is no end map.
 
     Args:
         model: a pipeline whose network has cross-attention layers.
@@ -39,6 +42,7 @@ class AttentionWatch:
         self._stack = ExitStack()
         self._seen: list[Tensor] = []
         self._ends: Tensor | None = None
+        self._tokens = 0
 
     def __enter__(self) -> AttentionWatch:
         """Begin to watch."""
@@ -70,7 +74,7 @@ class AttentionWatch:
         ends = self._ends.repeat_interleave(max(n // len(self._ends), 1))[:n].to(seen[0].device)
         maps = []
         for p in seen:
-            if int(ends.max()) >= p.shape[-1]:
+            if p.shape[-1] != self._tokens:
                 return None, entropy.mean(0)
             value = p.gather(2, ends.view(-1, 1, 1).expand(-1, p.shape[1], 1)).squeeze(-1)
             side = round(value.shape[1] ** 0.5)
@@ -88,14 +92,12 @@ class AttentionWatch:
     def _read(self, layer: Any, args: tuple, kwargs: dict) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        if text is None:
+        if text is None or is_own_call():
             return
         if hidden.ndim == 4:
             hidden = hidden.flatten(2).transpose(1, 2)
-        q, k = layer.to_q(hidden), layer.to_k(text)
-        heads = layer.heads
-        q, k = (v.unflatten(-1, (heads, -1)).transpose(1, 2).float() for v in (q, k))
-        logits = q @ k.transpose(-1, -2) * k.shape[-1] ** -0.5
+        q, k = _queries(layer, hidden, kwargs), _keys(layer, text)
+        logits = q.float() @ k.float().transpose(-1, -2) * layer.scale
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.shape[-1] == logits.shape[-1]:
             bias = mask.float() if mask.is_floating_point() else (1.0 - mask.float()) * -1e4
@@ -106,5 +108,32 @@ class AttentionWatch:
         """Note where each prompt ends; the prompts are encoded before the empty ones."""
         ids = args[0] if args else kwargs.get("input_ids")
         token = getattr(self.model.pipe.tokenizer, "eos_token_id", None)
-        if self._ends is None and isinstance(ids, Tensor) and token is not None:
-            self._ends = (ids == token).int().argmax(1)
+        if self._ends is not None or is_own_call() or not isinstance(ids, Tensor) or token is None:
+            return
+        if bool((ids == token).any(1).all()):
+            self._ends, self._tokens = (ids == token).int().argmax(1), ids.shape[1]
+
+
+def _queries(layer: Any, hidden: Tensor, kwargs: dict) -> Tensor:
+    """Compute a layer's queries, (b, heads, places, d), turned by the places where it does so."""
+    q = _split(layer, "norm_q", layer.to_q(hidden))
+    if kwargs.get("image_rotary_emb") is None:
+        return q
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    return apply_rotary_emb(q, kwargs["image_rotary_emb"])
+
+
+def _keys(layer: Any, text: Tensor) -> Tensor:
+    """Compute a layer's keys, (b, heads, tokens, d)."""
+    norm = getattr(layer, "norm_cross", None)
+    return _split(layer, "norm_k", layer.to_k(text if norm is None else norm(text)))
+
+
+def _split(layer: Any, name: str, value: Tensor) -> Tensor:
+    """Part (b, n, heads d) into (b, heads, n, d); norms are over one head or across all."""
+    norm = getattr(layer, name, None)
+    across = norm is not None and norm.weight.numel() == value.shape[-1]
+    value = norm(value) if across else value
+    value = value.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+    return value if norm is None or across else norm(value)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memfold.denoisers.adapters._calls import is_own_call, spied
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand, per_sample
 from memfold.types import InputError
@@ -133,23 +134,25 @@ class Monitor:
         """Begin to watch."""
         self.reset()
         network, scheduler = self.model.network, self.model.pipe.scheduler
-        step = scheduler.step
 
-        def spy(*args: Any, **kwargs: Any) -> Any:
-            names = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
-            self._see(names["model_output"], len(names["sample"]))
+        def spy(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if not is_own_call():
+                given = zip(("model_output", "timestep", "sample"), args, strict=False)
+                names = dict(given) | kwargs
+                self._see(names["model_output"], len(names["sample"]))
             return step(*args, **kwargs)
 
         places = self.model.places
 
         def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+            if is_own_call():
+                return
             z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
             self._outputs.append((z, torch.as_tensor(t), self.model.layout.prediction(output)))
 
         handle = network.register_forward_hook(after, with_kwargs=True)
         self._stack.callback(handle.remove)
-        scheduler.step = spy
-        self._stack.callback(lambda: vars(scheduler).pop("step", None))
+        self._stack.enter_context(spied(scheduler, spy))
         if self._attention is not None:
             self._stack.enter_context(self._attention)
         return self

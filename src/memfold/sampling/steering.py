@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memfold.denoisers.adapters._calls import Condition, first_tensor
+from memfold.denoisers.adapters._calls import Condition, first_tensor, is_own_call
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand
 from memfold.types import InputError
@@ -46,6 +46,8 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
     places, state = model.places, {"index": 0}
 
     def after(module: Any, args: tuple, kwargs: dict, output: Any) -> Any:
+        if is_own_call():
+            return None
         z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
         prediction = model.layout.prediction(output)
         both = guided_run(model, z)
@@ -88,6 +90,8 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
     last: list[Tensor] = []
 
     def before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if is_own_call():
+            return None
         z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in model.places)
         both, half = guided_run(model, z), model.layout.conditional or 0
         if model.layout.calls == 2:

@@ -86,7 +86,8 @@ def generate_watched(
     if attention is None:
         attention = has_cross_attention(model)
     if guidance_scale is not None:
-        options["true_cfg_scale" if model.layout.calls == 2 else "guidance_scale"] = guidance_scale
+        name = "true_cfg_scale" if "true_cfg_scale" in model.layout.guided else "guidance_scale"
+        options[name] = guidance_scale
     own, uncond = model.conditions(prompt, **_text_options(options))
     with ExitStack() as stack:
         if cond is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from memfold.types import InputError
 
 _SAMPLE = ("sample", "hidden_states", "x", "latents")
 _TIME = ("timestep", "timesteps", "t")
+_OWN = ContextVar("memfold_own_call", default=False)
 
 
 class Stop(Exception):
@@ -68,11 +70,14 @@ class Step:
         prediction: what the pipeline made of the network's output.
         time: the scheduler's own time.
         sample: the latent, in the scheduler's coordinates.
+        sigma: the noise that the scheduler itself counts with at this step; NaN where it has no
+            list of them.
     """
 
     prediction: Tensor
     time: float
     sample: Tensor
+    sigma: float = float("nan")
 
 
 @dataclass
@@ -82,6 +87,35 @@ class Record:
     calls: list[Call] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     seen: list[int] = field(default_factory=list)
+
+
+@contextmanager
+def own_calls() -> Iterator[None]:
+    """Mark the network's calls inside the block as memfold's own, no part of the user's run."""
+    token = _OWN.set(True)
+    try:
+        yield
+    finally:
+        _OWN.reset(token)
+
+
+def is_own_call() -> bool:
+    """Tell whether memfold itself asks the network; whoever watches a run looks away then."""
+    return _OWN.get()
+
+
+@contextmanager
+def spied(scheduler: Any, spy: Callable[..., Any]) -> Iterator[None]:
+    """Call `spy(step, *args, **kwargs)` in place of the scheduler's step inside the block."""
+    step, before = scheduler.step, vars(scheduler).get("step")
+    scheduler.step = lambda *args, **kwargs: spy(step, *args, **kwargs)
+    try:
+        yield
+    finally:
+        if before is None:
+            del scheduler.step  # the instance's attribute: the class's method is there again
+        else:
+            scheduler.step = before
 
 
 @contextmanager
@@ -107,32 +141,42 @@ def recorded(network: torch.nn.Module, scheduler: Any, stop_after: int | None) -
     def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
         record.calls.append(Call(args, dict(kwargs), first_tensor(output)))
 
-    step = scheduler.step
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
+    def spy(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         names = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
-        record.steps.append(Step(names["model_output"], float(names["timestep"]), names["sample"]))
         record.seen.append(len(record.calls))
-        return step(*args, **kwargs)
+        out = step(*args, **kwargs)
+        sigma, time = _own_sigma(scheduler), float(names["timestep"])
+        record.steps.append(Step(names["model_output"], time, names["sample"], sigma))
+        return out
 
     handles = [
         network.register_forward_pre_hook(before, with_kwargs=True),
         network.register_forward_hook(after, with_kwargs=True),
     ]
-    scheduler.step = spy
     try:
-        yield record
+        with spied(scheduler, spy), own_calls():
+            yield record
     finally:
         for handle in handles:
             handle.remove()
-        del scheduler.step  # the instance's attribute: the class's method is there again
+
+
+def _own_sigma(scheduler: Any) -> float:
+    """Read the sigma of the step that a scheduler has just made."""
+    sigmas, index = getattr(scheduler, "sigmas", None), getattr(scheduler, "step_index", None)
+    if not isinstance(sigmas, Tensor) or index is None or not 0 < index <= len(sigmas):
+        return float("nan")
+    return float(sigmas[index - 1])
 
 
 def first_tensor(output: Any) -> Tensor:
     """Return the prediction out of a network's output: a tensor, a tuple, or a diffusers output."""
     found = output if isinstance(output, Tensor) else output[0]
     if not isinstance(found, Tensor):
-        raise InputError(f"the network returned a {type(output).__name__} that holds no tensor")
+        raise InputError(
+            f"the network returned a {type(output).__name__} that holds no tensor; "
+            "memfold knows networks that take and return their latents as one tensor"
+        )
     return found
 
 
@@ -158,7 +202,7 @@ class Condition:
         """Return arguments for a batch of n."""
         leaves, tree = tree_flatten((self.args, self.kwargs))
         full = [
-            leaf.expand(n, *leaf.shape[1:]) if own else leaf
+            leaf.expand(n, *leaf.shape[1:]).contiguous() if own else leaf
             for leaf, own in zip(leaves, self.batched, strict=True)
         ]
         args, kwargs = tree_unflatten(full, tree)

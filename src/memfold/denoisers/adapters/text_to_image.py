@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_flatten
 
 from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided
-from memfold.denoisers.parameterizations import NetworkDenoiser
+from memfold.denoisers.parameterizations import FlowDenoiser, NetworkDenoiser
+from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
 from ._calls import (
@@ -26,6 +27,7 @@ from ._calls import (
     Stop,
     batched_leaves,
     first_tensor,
+    own_calls,
     part,
     recorded,
     same,
@@ -37,6 +39,7 @@ from .diffusers import read_schedule
 PROBE = "a photo of a dog"  # any words: only the structure of the calls is read
 NETWORKS = ("unet", "transformer")
 _GUIDED = 5.0
+_ROUNDING = 0.03  # times that are rounded to whole rows of the table
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Layout:
         calls: 1 if both halves come in one batch, 2 if in two calls.
         scale: the network's time is `scale * t + shift`, with the scheduler's own t.
         shift: see there.
+        louder: the pipeline's sigma at a time, over that of the scheduler's table (a flow that the
+            pipeline shifts by the size of the image without telling the network).
         output: "as it is", "first half" (of doubled channels) or "negative".
         guided: pipeline arguments that switch guidance on.
         plain: pipeline arguments that switch it off.
@@ -59,6 +64,7 @@ class Layout:
     calls: int
     scale: float
     shift: float
+    louder: float
     output: str
     guided: dict[str, Any]
     plain: dict[str, Any]
@@ -107,9 +113,9 @@ class Embedded:
 class TextToImage:
     """A diffusers text-to-image pipeline, whose prompts become Denoisers.
 
-    The pipeline is run a few times on a few steps, with hooks, to see how it calls its network;
-    nothing of it is changed. Points x are its latents (packed as the pipeline packs them), in VE
-    coordinates.
+    The pipeline is run three times, with hooks, to see how it calls its network, and stopped after
+    three network passes in all; nothing of it is changed. Points x are its latents (packed as the
+    pipeline packs them), in VE coordinates.
 
     Args:
         pipe: a diffusers pipeline object, the directory of one, or a hub id.
@@ -149,7 +155,9 @@ class TextToImage:
         self.schedule_of_scheduler, kind = read_schedule(pipe.scheduler)
         self._kind = kind
         self.layout, shape = self._look()
-        self.schedule = self.schedule_of_scheduler.retimed(self.layout.scale, self.layout.shift)
+        table = self.schedule_of_scheduler
+        table = Schedule(table.sigmas * self.layout.louder, table.times)
+        self.schedule = table.retimed(self.layout.scale, self.layout.shift)
         self.model = self._model(shape)
         self.base = self._read_base(base)
         self._conditions: dict[tuple, tuple[Condition, Condition | None]] = {}
@@ -327,6 +335,8 @@ class TextToImage:
             call = type(self.pipe).__call__
             call = inspect.unwrap(call) if gradients else call
             out = call(self.pipe, **arguments)
+        except InputError:
+            raise
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} refuses its arguments: {brief(error)}") from error
         return out.images if hasattr(out, "images") else out[0]
@@ -364,7 +374,7 @@ class TextToImage:
                 args[place] = value
             else:
                 kwargs[place] = value
-        with _frozen(self.network):
+        with _frozen(self.network), own_calls():
             out = self.network(*args, **kwargs)
         return self.layout.prediction(out).to(z)
 
@@ -395,9 +405,9 @@ class TextToImage:
             raise InputError(f"{self.name} needs an image: it is no text-to-image pipeline")
 
     def _look(self) -> tuple[Layout, tuple[int, ...]]:
-        """Run the pipeline three times and read how it calls its network."""
+        """Run the pipeline three times and read how it calls its network: three passes in all."""
         guided, plain = self._switches()
-        whole = self._record(PROBE, 1, None, plain)
+        whole = self._record(PROBE, 1, 3, plain)
         if not whole.calls or not whole.steps:
             raise InputError(
                 f"{self.name} did not call its {'/'.join(NETWORKS)} and scheduler.step; memfold "
@@ -412,12 +422,37 @@ class TextToImage:
                 f"and {len(two.latent)} for two, without guidance; memfold expects 1 and 2"
             )
         scale, shift = _affine(whole)
+        louder = self._louder(whole)
         self.places, self._time_dtype = one.where, _float(one.time.dtype)
         self._dtype = one.latent.dtype
         conditional, calls = self._find_halves(batched, guided, part(one, batched, 0, 1, PROBE))
         output = _output(whole)
-        layout = Layout(batched, conditional, calls, scale, shift, output, guided, plain)
+        layout = Layout(batched, conditional, calls, scale, shift, louder, output, guided, plain)
         return layout, tuple(whole.steps[0].sample.shape[1:])
+
+    def _louder(self, record: Record) -> float:
+        """Compare the scheduler's own sigmas with its table; a flow may be shifted by a factor.
+
+        s' = k s / (1 + (k - 1) s) is sigma' = k sigma in VE coordinates, sigma = s / (1 - s).
+
+        Raises:
+            InputError: they differ by more than a factor.
+        """
+        flow, table = issubclass(self._kind, FlowDenoiser), self.schedule_of_scheduler
+        ratios = []
+        for step in record.steps:
+            own = step.sigma / (1 - step.sigma) if flow and step.sigma != 1 else step.sigma
+            if table.sigma_min < own < table.sigma_max and step.sigma != 1:
+                ratios.append(own / float(table.sigma(torch.tensor([step.time]))))
+        if all(abs(r - 1) < _ROUNDING for r in ratios):
+            return 1.0
+        if not flow or max(ratios) > (1 + _ROUNDING) * min(ratios):
+            raise InputError(
+                f"{self.name}'s scheduler counts with other sigmas than its table has at the same "
+                f"times (by a factor of {min(ratios):.3g} to {max(ratios):.3g}); memfold cannot "
+                "tell which noise the network was trained with: take another scheduler"
+            )
+        return ratios[-1]
 
     def _switches(self) -> tuple[dict[str, Any], dict[str, Any]]:
         if "true_cfg_scale" in self._accepts:
@@ -432,7 +467,7 @@ class TextToImage:
         """Find out which half, or call, of guidance belongs to the prompt."""
         if not guided:
             return None, 1
-        record = self._record(PROBE, 1, 3, guided)
+        record = self._record(PROBE, 1, 2, guided)
         first = record.calls[0]
         if len(first.latent) == 2:
             halves = [part(first, batched, i, 2, PROBE) for i in range(2)]
@@ -440,7 +475,7 @@ class TextToImage:
         elif (
             len(first.latent) == 1
             and len(record.calls) > 1
-            and (len(record.seen) == 0 or record.seen[0] == 2)
+            and not record.steps  # two calls before the first step
         ):
             halves = [part(call, batched, 0, 1, PROBE) for call in record.calls[:2]]
             calls = 2
