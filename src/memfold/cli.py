@@ -119,7 +119,36 @@ def audit(
     ] = "",
     class_label: ClassLabel = None,
     guidance_scale: Annotated[
-        float | None, typer.Option("--guidance-scale", help="Guidance with --class-label.")
+        float | None,
+        typer.Option("--guidance-scale", help="Guidance, with --class-label or --prompts."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="Judge the prompts of a text-to-image pipeline instead."),
+    ] = None,
+    ordinary: Annotated[
+        str | None,
+        typer.Option("--ordinary", help="Prompts that are not memorized: their reference."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", help="Images a prompt (4), with --prompts.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Denoising steps, with --prompts.")
+    ] = None,
+    shown: Annotated[
+        int | None,
+        typer.Option("--shown", help="Flagged prompts shown in full (24), with --prompts."),
+    ] = None,
+    mitigate: Annotated[
+        str | None,
+        typer.Option("--mitigate", help="Mitigation tried on flagged prompts, with --prompts."),
+    ] = None,
+    no_explain: Annotated[
+        bool, typer.Option("--no-explain", help="Do not attribute flagged prompts to their words.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes, with --prompts.")
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
