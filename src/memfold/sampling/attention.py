@@ -133,7 +133,8 @@ def _keys(layer: Any, text: Tensor) -> Tensor:
 def _split(layer: Any, name: str, value: Tensor) -> Tensor:
     """Part (b, n, heads d) into (b, heads, n, d); norms are over one head or across all."""
     norm = getattr(layer, name, None)
-    across = norm is not None and norm.weight.numel() == value.shape[-1]
-    value = norm(value) if across else value
+    across = getattr(getattr(norm, "weight", None), "numel", int)() == value.shape[-1]
+    if norm is not None and across:
+        value = norm(value)
     value = value.unflatten(-1, (layer.heads, -1)).transpose(1, 2)
     return value if norm is None or across else norm(value)

@@ -139,7 +139,7 @@ class Monitor:
             if not is_own_call():
                 given = zip(("model_output", "timestep", "sample"), args, strict=False)
                 names = dict(given) | kwargs
-                self._see(names["model_output"], len(names["sample"]))
+                self._see(names["model_output"], len(names["sample"]), float(names["timestep"]))
             return step(*args, **kwargs)
 
         places = self.model.places
@@ -161,8 +161,9 @@ class Monitor:
         """Take every hook away again."""
         self._stack.close()
 
-    def _see(self, guided: Tensor, n: int) -> None:
-        view = view_of(self.model, self._outputs, guided, n, len(self.sigmas))
+    def _see(self, guided: Tensor, n: int, time: float) -> None:
+        sigma = self.model.sigma_at(time)
+        view = view_of(self.model, self._outputs, guided, n, len(self.sigmas), sigma=sigma)
         self._outputs = []
         if self._attention is not None:
             ends, entropy = self._attention.take(n, view.unconditional is not None)
@@ -184,6 +185,8 @@ def view_of(
     guided: Tensor,
     n: int,
     index: int,
+    *,
+    sigma: float | None = None,
 ) -> StepView:
     """Turn the network calls of one step into D_c, D_0 and D_w.
 
@@ -193,6 +196,8 @@ def view_of(
         guided: what the pipeline handed its scheduler.
         n: images in the run.
         index: number of the step.
+        sigma: noise standard deviation; None to read it off the network's time, which half
+            precision rounds.
 
     Returns:
         The view.
@@ -215,10 +220,11 @@ def view_of(
             f"{model.name} called its network {len(outputs)} times with a batch of {len(z)} for "
             f"{n} images in one step; memfold knows one call of {n} or {2 * n}, or two of {n}"
         )
-    sigma = model.schedule.sigma(t.flatten()[:1]).float()
+    if sigma is None:
+        sigma = float(model.schedule.sigma(t.detach().flatten()[:1].cpu().double()))
     wide = torch.promote_types(z.dtype, torch.float32)
-    x = model.to_ve(z[:n].to(wide), sigma)
-    s = expand(float(sigma), x)
+    x = model.to_ve(z[:n].to(wide), torch.tensor([sigma]))
+    s = expand(sigma, x)
 
     def denoised(prediction: Tensor) -> Tensor:
         return model.predictor(prediction.to(wide)).denoise(x, s, None)
@@ -226,7 +232,7 @@ def view_of(
     both = len(halves) == 2
     return StepView(
         index=index,
-        sigma=float(sigma),
+        sigma=sigma,
         x=x,
         conditional=denoised(halves[conditional] if both else halves[0]),
         unconditional=denoised(halves[1 - conditional]) if both else None,

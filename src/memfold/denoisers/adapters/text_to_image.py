@@ -156,8 +156,8 @@ class TextToImage:
         self._kind = kind
         self.layout, shape = self._look()
         table = self.schedule_of_scheduler
-        table = Schedule(table.sigmas * self.layout.louder, table.times)
-        self.schedule = table.retimed(self.layout.scale, self.layout.shift)
+        self._clock = Schedule(table.sigmas * self.layout.louder, table.times)
+        self.schedule = self._clock.retimed(self.layout.scale, self.layout.shift)
         self.model = self._model(shape)
         self.base = self._read_base(base)
         self._conditions: dict[tuple, tuple[Condition, Condition | None]] = {}
@@ -387,6 +387,10 @@ class TextToImage:
         """Return the Denoiser whose network answers `prediction`, whatever it is asked."""
         return self._kind(lambda z, t, c: prediction, self.schedule)
 
+    def sigma_at(self, time: float) -> float:
+        """Return the sigma of a time of the scheduler."""
+        return float(self._clock.sigma(torch.tensor([time], dtype=torch.float64)))
+
     def to_ve(self, z: Tensor, sigma: Tensor) -> Tensor:
         """Bring a latent in the network's coordinates to VE coordinates x."""
         sigma = sigma.to(z).reshape(-1, *[1] * (z.ndim - 1))
@@ -401,13 +405,18 @@ class TextToImage:
             raise InputError(f"{self.name}'s network is in training mode; call .eval() on it first")
         if "prompt" not in self._accepts:
             raise InputError(f"{self.name} takes no prompt: it is no text-to-image pipeline")
-        if "image" in self._accepts and self._accepts and _required(self.pipe, "image"):
-            raise InputError(f"{self.name} needs an image: it is no text-to-image pipeline")
 
     def _look(self) -> tuple[Layout, tuple[int, ...]]:
         """Run the pipeline three times and read how it calls its network: three passes in all."""
         guided, plain = self._switches()
-        whole = self._record(PROBE, 1, 3, plain)
+        try:
+            whole = self._record(PROBE, 1, 3, plain)
+        except InputError as error:
+            if "image" not in self._accepts:
+                raise
+            raise InputError(
+                f"{self.name} needs an image: it is no text-to-image pipeline ({error})"
+            ) from error
         if not whole.calls or not whole.steps:
             raise InputError(
                 f"{self.name} did not call its {'/'.join(NETWORKS)} and scheduler.step; memfold "
@@ -609,11 +618,6 @@ def find_network(pipe: Any) -> torch.nn.Module:
         f"{name} has no denoising network: looked for .{' and .'.join(NETWORKS)} among its "
         f"components ({known})"
     )
-
-
-def _required(pipe: Any, name: str) -> bool:
-    parameter = inspect.signature(type(pipe).__call__).parameters[name]
-    return parameter.default is inspect.Parameter.empty
 
 
 def _affine(record: Record) -> tuple[float, float]:
