@@ -35,8 +35,8 @@ class Labelled:
 
     Attributes:
         prompts: the words.
-        kinds: "verbatim", "template", "memorized" (kind unknown), "none", or "near" for a near
-            miss: a prompt one word away from a memorized one, counted apart from both.
+        kinds: "verbatim", "template", "memorized" (kind unknown), "none", or "near": a prompt
+            that draws a variation of something memorized, but no copy; counted apart from both.
         families: near-duplicates share a label.
     """
 
@@ -145,8 +145,8 @@ def read_labelled(
 
     Args:
         prompts: a list with a column `type` (verbatim, template, memorized, near or none). Where
-            it has a column `use`, rows of "calibration" are the ordinary prompts, and those of
-            "near miss" that are not memorized are near misses.
+            it has a column `use`, rows of "calibration" that are not memorized are the ordinary
+            prompts.
         memorized: a list of memorized prompts; their kind is read where the list has it.
         other: a list of prompts that are not memorized.
         ordinary: further prompts that are not memorized.
@@ -172,9 +172,7 @@ def read_labelled(
             if use == "calibration":
                 base += [text] if kind == "none" and ordinary is None else []
             else:
-                rows.append(
-                    (text, "near" if (use, kind) == ("near miss", "none") else kind, family)
-                )
+                rows.append((text, kind, family))
     else:
         for path, kind in ((memorized, "memorized"), (other, "none")):
             found = read_prompts(path)
@@ -323,7 +321,7 @@ def markdown(found: dict[str, Any]) -> str:
     images = found["settings"]["images"]
     head = (
         f"| detector | AUROC, {images} images | TPR at 1 % FPR | verbatim | template "
-        "| near misses called | AUROC, 1 image | TPR at 1 % FPR "
+        "| near called | AUROC, 1 image | TPR at 1 % FPR "
         "| extra passes | products | ms an image |"
     )
     lines = [head, "|---|---|---|---|---|---|---|---|---|---|---|"]

@@ -25,7 +25,7 @@ KIND_COLUMNS = ("overfit_type", "type", "kind")
 _KINDS = {
     "verbatim": "verbatim", "vm": "verbatim", "mv": "verbatim", "rv": "verbatim",
     "template": "template", "tm": "template", "tv": "template",
-    "memorized": "memorized", "none": "none", "n": "none",
+    "memorized": "memorized", "near": "near", "none": "none", "n": "none",
 }  # fmt: skip
 Rows = Sequence[tuple[str, dict[str, Any]]]  # where each row stands, and its values
 
@@ -36,7 +36,8 @@ class Prompts:
 
     Attributes:
         prompts: the words, as they stand in the file.
-        kinds: "verbatim", "template", "memorized" (kind unknown) or "none" (not memorized) where
+        kinds: "verbatim", "template", "memorized" (kind unknown), "near" (draws a variation of
+            something memorized, no copy) or "none" (not memorized) where
             the file says so, None where it does not.
         families: near-duplicates share a label; the file's column `family`, or `prompt_families`.
         columns: every other column of the file, by its own name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ SIGMA = 0.3  # scale of the detectors at clean latents, in units of latents of v
 PROBES, NOISES = 2, 4
 
 
+@runtime_checkable
 class Function(Protocol):
     """The one signature: a generation of a prompt in, one score an image out."""
 

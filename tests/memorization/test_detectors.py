@@ -1,0 +1,205 @@
+"""Detectors: one contract, exact models with known dimensions, and a model that memorizes."""
+
+import csv
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from memfold import TextToImage
+from memfold.audit.scoring import usable
+from memfold.citations import CITATIONS
+from memfold.denoisers.base import FunctionDenoiser
+from memfold.memorization.detectors import DETECTORS, curvature_map
+from memfold.memorization.detectors.base import NOISES, PROBES, SIGMA
+from memfold.memorization.detectors.denoising_loss import LOSS_NOISES
+from memfold.memorization.detectors.seeds import seed_dimension, tiled_distances
+from memfold.sampling.trajectory import generate_watched
+from memfold.types import InputError
+from tests.oracles import seeded
+from tests.text_to_image import tiny
+
+ASSETS = Path("assets/text_to_image")
+PROMPT = "a photo of the red dog"
+FAMILIES = ["sd1 (eps)", "sd3", "pixart", "flux"]
+
+
+@pytest.fixture(scope="module")
+def generations():
+    found = {}
+    for family in FAMILIES:
+        model = TextToImage(tiny.pipeline(family), **tiny.OPTIONS.get(family, {}))
+        found[family] = generate_watched(model, PROMPT, [3, 4], num_inference_steps=3)
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", DETECTORS)
+def test_contract(generations, family, name):
+    generation, detector = generations[family], DETECTORS[name]
+    if detector.missing(generation):
+        with pytest.raises(InputError, match=f"{name} needs"):
+            detector(generation)
+        return
+    score = detector(generation, generator=seeded(1))
+    assert score.shape == (2,)
+    assert score.isfinite().all()
+    torch.testing.assert_close(score, detector(generation, generator=seeded(1)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [n for n, d in DETECTORS.items() if not d.many])
+def test_an_image_does_not_depend_on_its_batch(generations, name):
+    generation, detector = generations["sd1 (eps)"], DETECTORS[name]
+    views = tuple(
+        replace(
+            view,
+            **{k: v[1:] for k, v in vars(view).items() if isinstance(v, torch.Tensor)},
+        )
+        for view in generation.views
+    )
+    scores = {k: v[1:] for k, v in generation.scores.items()}
+    alone = replace(
+        generation, seeds=generation.seeds[1:], x=generation.x[1:], views=views, scores=scores
+    )
+    together = detector(generation, generator=seeded(2))[1:]
+    torch.testing.assert_close(detector(alone, generator=seeded(2)), together, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pipeline_without_unconditional_half_keeps_the_rest():
+    model = TextToImage(tiny.pipeline("flux"), **tiny.OPTIONS["flux"])
+    model.layout = replace(model.layout, conditional=None)
+    found, left = usable(model, (), 2)
+    assert {"loss_conditional", "flipd_conditional", "tiled_l2"} <= {d.name for d in found}
+    assert any(line.startswith("cfg_norm: FluxPipeline has no unconditional half") for line in left)
+    with pytest.raises(InputError, match="cfg_norm cannot run"):
+        usable(model, ("cfg_norm",), 2)
+
+
+def test_every_entry_tells_its_source_and_has_the_one_signature():
+    for detector in DETECTORS.values():
+        assert detector.source in CITATIONS
+        assert detector.function.__doc__
+        parameters = inspect.signature(detector.function).parameters
+        assert next(iter(parameters)) == "generation"
+        assert parameters["generator"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """A generation whose model is exact: 40 dimensions without the prompt, 5 with it."""
+    model = TextToImage(tiny.pipeline("sd1 (eps)"))
+    generation = generate_watched(model, PROMPT, [0, 1, 2], num_inference_steps=2)
+    d = 256
+    frame = torch.linalg.qr(torch.randn(d, 40, generator=seeded(3), dtype=torch.float64))[0].float()
+    wide, narrow = frame @ frame.T, frame[:, :5] @ frame[:, :5].T
+
+    def denoise(x, sigma, cond):  # a flat Gaussian of standard deviation 50 on the subspace
+        p = narrow if cond is generation.cond else wide
+        return (x.flatten(1) @ p).view_as(x) * (2500 / (2500 + sigma**2))
+
+    held = TextToImage.__new__(TextToImage)
+    held.__dict__ |= model.__dict__
+    held.model = FunctionDenoiser(denoise, shape=model.shape)
+    x = torch.randn(3, 5, generator=seeded(4)) @ frame[:, :5].T  # on both
+    return replace(generation, model=held, x=x.reshape(3, 4, 8, 8))
+
+
+def test_flipd_counts_the_dimensions(exact):
+    # One Rademacher probe of a projection of rank k in d has variance at most 2 k.
+    error = 4 * (2 * 40 / (NOISES * PROBES)) ** 0.5
+    for name, k in (("flipd_conditional", 5), ("flipd_unconditional", 40)):
+        score = DETECTORS[name](exact, generator=seeded(5))
+        assert (score + k).abs().max() < error
+
+
+def test_losses_count_the_dimensions(exact):
+    # A mean of chi-squares: variance 2 k / n.
+    for name, k in (("loss_conditional", 5), ("loss_unconditional", 40)):
+        score = DETECTORS[name](exact, generator=seeded(6))
+        assert (score + k).abs().max() < 4 * (2 * k / LOSS_NOISES) ** 0.5
+
+
+def test_guidance_is_not_a_smaller_manifold(exact):
+    # J_w = J_0 + w (J_c - J_0) has trace 40 - 35 w: negative for w = 7.5, which is what guided
+    # FLIPD then says, and why it inverts.
+    w = exact.guidance_scale
+    score = DETECTORS["flipd_guided"](exact, generator=seeded(7))
+    spread = (2 * (40 + w**2 * 35) / (NOISES * PROBES)) ** 0.5
+    assert (score + (40 - 35 * w)).abs().max() < 4 * spread
+
+
+@pytest.mark.parametrize("name", ["freedom_taken", "freedom_taken_loss"])
+def test_the_prompt_takes_35_dimensions(exact, name):
+    # Common noises and probes: only the 35 directions between the subspaces vary.
+    n = NOISES * PROBES if name == "freedom_taken" else LOSS_NOISES
+    score = DETECTORS[name](exact, generator=seeded(8))
+    assert (score - 35).abs().max() < 4 * (2 * 35 / n) ** 0.5
+
+
+def test_the_curvature_map_sums_to_what_the_prompt_takes(exact):
+    where = curvature_map(exact, generator=seeded(9))
+    assert where.shape == exact.x.shape
+    error = 4 * (2 * 35 / (NOISES * PROBES)) ** 0.5
+    assert (where.flatten(1).sum(1) - 35).abs().max() < error
+
+
+def test_the_cfg_norm_is_that_of_the_network(generations):
+    generation = generations["sd1 (eps)"]
+    model, view = generation.model, generation.views[0]
+    pull = model.model(view.x, view.sigma, generation.cond) - model.model(
+        view.x, view.sigma, generation.uncond
+    )
+    first = DETECTORS["cfg_norm_first"](generation)
+    torch.testing.assert_close(
+        first, pull.flatten(1).norm(dim=1) / view.sigma, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_tiles_take_the_largest_difference():
+    images = torch.zeros(2, 3, 16, 16)
+    images[1, :, :4, :4] = 0.5  # one tile of sixteen
+    expected = torch.tensor([[0.0, 0.5], [0.5, 0.0]])
+    torch.testing.assert_close(tiled_distances(images), expected)
+
+
+def test_equal_seeds_have_no_dimension(generations):
+    generation = generations["sd1 (eps)"]
+    same = replace(generation, x=generation.x[:1].repeat(2, 1, 1, 1))
+    assert seed_dimension(same).abs().max() < 1e-4
+    assert (seed_dimension(generation) < -0.01).all()
+
+
+@pytest.fixture(scope="module")
+def memorizing():
+    """Two memorized prompts and two ordinary ones of the bundled pipeline."""
+    from memfold.denoisers.adapters._pipeline import read_pipeline
+
+    with (ASSETS / "prompts.csv").open(encoding="utf-8") as file:
+        rows = [r for r in csv.DictReader(file, delimiter=";") if r["use"] == "test"]
+    pipe = read_pipeline(ASSETS / "model", allow_pickle=False, revision=None)
+    model = TextToImage(pipe)
+    picked = [next(r for r in rows if r["type"] == k) for k in ("verbatim", "template")]
+    picked += [next(r for r in rows if r["group"] == g) for g in ("control", "unseen")]
+    options = {"num_inference_steps": 20, "guidance_scale": 3.0}
+    return [generate_watched(model, r["caption"], [0, 1], **options) for r in picked]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cfg_norm", "cfg_norm_last", "bright_ending", "flipd_conditional", "loss_conditional",
+        "freedom_taken", "freedom_taken_loss", "spectral_conditional", "curvature_difference",
+        "tiled_l2", "seed_dimension",
+    ],
+)  # fmt: skip
+def test_memorized_prompts_score_higher(memorizing, name):
+    scores = [DETECTORS[name](g, generator=seeded(10)).mean().item() for g in memorizing]
+    assert min(scores[:2]) > max(scores[2:]), scores
+
+
+def test_scales_are_those_of_the_latents(memorizing):
+    # The bundled latents have variance 1, the scale at which sigma is meant.
+    assert 0.5 < memorizing[2].x.std() < 2
+    assert memorizing[0].model.schedule.sigma_min < SIGMA < memorizing[0].model.schedule.sigma_max
