@@ -409,16 +409,20 @@ def test_text_to_image_pipelines_are_named():
             self.scheduler = self.components["scheduler"]
 
     for part in ("text_encoder", "tokenizer"):
-        refused(Painter(part), "Painter is a text-to-image pipeline", "supported are pipelines of")
+        refused(Painter(part), "Painter takes no prompt", "no text-to-image pipeline")
+        with pytest.raises(InputError, match=r"Painter is a text-to-image.*memfold\.TextToImage"):
+            from_pipeline(Painter(part))
+        with pytest.raises(InputError, match=r"Painter takes a prompt.*\.denoiser\(prompt"):
+            load(Painter(part), class_label=3)
 
 
-def test_text_to_image_directory_is_named_before_it_is_loaded(saved, tmp_path):
+def test_text_encoder_that_is_not_there_is_named_before_anything_is_loaded(saved, tmp_path):
     folder = spoiled(saved, tmp_path)
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "StableDiffusionPipeline"}
     index |= {"text_encoder": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps(index))
-    refused(folder, "StableDiffusionPipeline is a text-to-image pipeline", str(folder))
+    refused(folder, str(folder / "text_encoder"), "has no config.json", "save the pipeline again")
 
 
 @pytest.mark.parametrize("thing", [3, None, torch.nn.Linear(2, 2)])

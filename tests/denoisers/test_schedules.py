@@ -97,8 +97,16 @@ def test_flow_matching(shift):
     assert float(s[-1]) == 1  # pure noise: no finite sigma
     got = schedule.t((s / (1 - s))[:-1])
     torch.testing.assert_close(got, t[:-1], rtol=1e-5, atol=1e-3)  # their table is float32
-    assert len(schedule.sigmas) == 999
+    rows = schedule.sigmas[::16]  # the steps of training; fifteen between two of them
+    torch.testing.assert_close(rows, (s / (1 - s))[:-1], rtol=1e-3, atol=0)
     assert kind is FlowDenoiser
+
+
+def test_a_flow_is_read_at_any_time():
+    schedule, _ = read_schedule(FlowMatchEulerDiscreteScheduler(shift=2.0))
+    t = torch.linspace(2, 998, 5003, dtype=torch.float64)
+    s = t / 1000
+    torch.testing.assert_close(schedule.sigma(t), s / (1 - s), rtol=1e-3, atol=0)
 
 
 def test_flow_matching_does_not_depend_on_a_sampling_run():

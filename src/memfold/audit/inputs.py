@@ -81,7 +81,7 @@ def read_inputs(plan: Plan) -> Inputs:
     Raises:
         InputError: with the value and the remedy.
     """
-    denoiser = load(
+    denoiser = load_images_model(
         plan.model,
         class_label=plan.class_label,
         guidance_scale=plan.guidance_scale,
@@ -118,6 +118,28 @@ def read_inputs(plan: Plan) -> Inputs:
         subjects = _population(samples, _subset(len(samples), plan.limit, plan.seed + 1))
     truth = None if plan.truth is None else read_truth(Path(plan.truth), len(train))
     return Inputs(denoiser, train, reference, subjects, hashes, truth, tuple(warnings))
+
+
+def load_images_model(model: str, **options: Any) -> Denoiser:
+    """Load a model that needs no prompt.
+
+    Args:
+        model: a diffusers pipeline directory or hub id.
+        options: of `load`.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: it cannot be loaded, or takes a prompt.
+    """
+    found = load(model, **options)
+    if not isinstance(found, Denoiser):
+        raise InputError(
+            f"{model} is a text-to-image pipeline ({found.name}): its images belong to prompts; "
+            f"run memfold audit {model} --prompts FILE"
+        )
+    return found
 
 
 def points(denoiser: Denoiser, images: Images) -> Float[Tensor, "n d"]:

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 
 from memfold.datasets.images import Images, load_images
-from memfold.denoisers.adapters.diffusers import load
 from memfold.lid.scale import ESTIMATORS, knee, lid_curve
 from memfold.memorization.replicate import duplicate_groups
 from memfold.types import Curve, InputError
 
 from .data_side import neighbor_estimator
-from .inputs import read_for
+from .inputs import load_images_model, read_for
 from .store import write_table, write_text
 
 
@@ -81,7 +80,9 @@ def model_lid(
         raise InputError(f"estimator {estimator!r} is unknown; choose from {', '.join(ESTIMATORS)}")
     if limit is not None and limit < 1:
         raise InputError(f"--limit = {limit}; take 1 or more")
-    denoiser = load(model, class_label=class_label, device=device, allow_pickle=allow_pickle)
+    denoiser = load_images_model(
+        model, class_label=class_label, device=device, allow_pickle=allow_pickle
+    )
     found = read_for(denoiser, images, resize)
     x = torch.cat([denoiser.encode(found.batch(i, i + 64)) for i in range(0, len(found), 64)])
     x = x[:limit]

@@ -36,7 +36,8 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
         Nothing.
 
     Raises:
-        InputError: the pipeline calls its network twice a step.
+        InputError: the pipeline calls its network twice a step, or the change returns another
+            shape.
     """
     if model.layout.calls == 2:
         raise InputError(
@@ -58,6 +59,11 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
         wanted = change(view)
         if wanted is None:
             return None
+        if wanted.shape != view.x.shape:
+            raise InputError(
+                f"the change returned shape {tuple(wanted.shape)} for latents of shape "
+                f"{tuple(view.x.shape)}; return a denoised latent of the same shape, or None"
+            )
         raw = prediction_of(model, wanted, view).to(prediction.dtype)
         return _rewritten(model, output, torch.cat([raw, raw]) if both else raw)
 

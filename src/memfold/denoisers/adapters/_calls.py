@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -106,9 +107,18 @@ def is_own_call() -> bool:
 
 @contextmanager
 def spied(scheduler: Any, spy: Callable[..., Any]) -> Iterator[None]:
-    """Call `spy(step, *args, **kwargs)` in place of the scheduler's step inside the block."""
+    """Call `spy(step, *args, **kwargs)` in place of the scheduler's step inside the block.
+
+    The stand-in shows the step's own signature: pipelines read it to see whether the scheduler
+    takes a generator and eta.
+    """
     step, before = scheduler.step, vars(scheduler).get("step")
-    scheduler.step = lambda *args, **kwargs: spy(step, *args, **kwargs)
+
+    @wraps(step)
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        return spy(step, *args, **kwargs)
+
+    scheduler.step = stand_in
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ SUPPORTED = (
     "text-to-image pipelines by memfold.TextToImage"
 )
 TEXT = frozenset({"text_encoder", "tokenizer"})
-_NETWORKS = ("unet", "transformer", "vae", "vqvae")
+_NETWORKS = ("unet", "transformer", "vae", "vqvae", "image_encoder", "safety_checker")
 
 
 def read_pipeline(model: str | Path, *, allow_pickle: bool, revision: str | None) -> Any:
@@ -103,7 +103,8 @@ def _check_directory(directory: Path, allow_pickle: bool) -> None:
         raise InputError(msg) from error
     for name, entry in entries.items():
         if isinstance(entry, list) and len(entry) == 2 and entry[0] is not None:
-            _check_part(directory / name, str(entry[0]), name in _NETWORKS, allow_pickle)
+            network = name in _NETWORKS or name.startswith("text_encoder")
+            _check_part(directory / name, str(entry[0]), network, allow_pickle)
 
 
 def _check_part(part: Path, library: str, network: bool, allow_pickle: bool) -> None:

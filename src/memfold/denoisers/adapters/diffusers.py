@@ -30,6 +30,7 @@ _PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
     "v_prediction": VDenoiser,
     "sample": X0Denoiser,
 }
+_FINE = 16  # rows of a flow's table between two steps of training: its times are continuous
 
 
 def load(
@@ -172,7 +173,7 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
         return ve_schedule(config.sigma_min, config.sigma_max), ScoreDenoiser
     if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
         n = config.num_train_timesteps
-        s = torch.arange(1, n + 1, dtype=torch.float64) / n
+        s = torch.arange(_FINE, _FINE * (n - 1) + 1, dtype=torch.float64) / (_FINE * n)
         shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
         if not config.get("use_dynamic_shifting"):
             s = shift * s / (1 + (shift - 1) * s)

@@ -39,6 +39,7 @@ from .diffusers import read_schedule
 PROBE = "a photo of a dog"  # any words: only the structure of the calls is read
 NETWORKS = ("unet", "transformer")
 _GUIDED = 5.0
+_OFFLOADING = frozenset({"_all_hooks", "_offload_device", "_offload_gpu_id"})  # diffusers' own
 _ROUNDING = 0.03  # times that are rounded to whole rows of the table
 
 
@@ -517,7 +518,8 @@ class TextToImage:
         with (
             self.quiet(),
             recorded(self.network, self.pipe.scheduler, stop_after) as record,
-            _scheduler_kept(self.pipe.scheduler),
+            _kept(self.pipe.scheduler),
+            _kept(self.pipe, but=_OFFLOADING),
         ):
             try:
                 self.run(gradients=gradients, **arguments)
@@ -575,13 +577,19 @@ class TextToImage:
 
 
 class _WithoutAdapter(TextToImage):
-    """The same pipeline with its LoRA adapters switched off while its network is called."""
+    """The same pipeline with its LoRA adapters switched off while memfold asks it."""
 
     def __init__(self, inner: TextToImage) -> None:
-        if not hasattr(inner.pipe, "disable_lora") or not _has_adapter(inner.network):
+        layers = _adapters(inner.pipe)
+        if not layers:
             raise InputError(
-                f"base = 'adapter off', but {inner.name} has no LoRA adapter loaded; load one, or "
-                "pass the base pipeline"
+                f"base = 'adapter off', but {inner.name} has no adapter loaded; load one, or pass "
+                "the base pipeline"
+            )
+        if any(getattr(layer, "merged", False) for layer in layers):
+            raise InputError(
+                f"base = 'adapter off', but {inner.name}'s adapter is fused with the weights; call "
+                ".unfuse_lora() on it first, or pass the base pipeline"
             )
         self.__dict__.update(inner.__dict__)
         self.base = None
@@ -590,11 +598,13 @@ class _WithoutAdapter(TextToImage):
 
     def call_network(self, z: Tensor, times: Tensor, cond: Condition) -> Tensor:
         """Call the network without its adapters."""
-        self.pipe.disable_lora()
-        try:
+        with _adapters_off(self.pipe):
             return super().call_network(z, times, cond)
-        finally:
-            self.pipe.enable_lora()
+
+    def _record(self, *args: Any, **kwargs: Any) -> Record:
+        """Run the pipeline without its adapters: its text encoders may have some too."""
+        with _adapters_off(self.pipe):
+            return super()._record(*args, **kwargs)
 
 
 def find_network(pipe: Any) -> torch.nn.Module:
@@ -679,15 +689,18 @@ def _frozen(module: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _scheduler_kept(scheduler: Any) -> Iterator[None]:
-    """Put the scheduler's own state (its list of timesteps) back after the block."""
-    before = dict(vars(scheduler))
+def _kept(thing: Any, *, but: frozenset[str] = frozenset()) -> Iterator[None]:
+    """Put an object's own state back after the block: timesteps of a scheduler, guidance of a run.
+
+    A run of the user's may be under way, whose next step reads that state.
+    """
+    before = {k: v for k, v in vars(thing).items() if k not in but}
     try:
         yield
     finally:
-        for name in set(vars(scheduler)) - set(before):
-            delattr(scheduler, name)
-        vars(scheduler).update(before)
+        for name in set(vars(thing)) - set(before) - but:
+            delattr(thing, name)
+        vars(thing).update(before)
 
 
 def _tables(encoder: torch.nn.Module) -> list[torch.nn.Module]:
@@ -707,8 +720,24 @@ def _leaf_hook(name: str, leaves: list[Leaf]) -> Any:
     return hook
 
 
-def _has_adapter(network: Any) -> bool:
-    return bool(getattr(network, "_hf_peft_config_loaded", False))
+def _adapters(pipe: Any) -> list[Any]:
+    """Return the layers of a pipeline that hold an adapter: peft's mark on them is their switch."""
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    return [m for part in parts for m in part.modules() if hasattr(m, "_disable_adapters")]
+
+
+@contextmanager
+def _adapters_off(pipe: Any) -> Iterator[None]:
+    """Turn the switches off inside the block; peft's own methods would change requires_grad too."""
+    layers = _adapters(pipe)
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, off in zip(layers, before, strict=True):
+            layer._disable_adapters = off
 
 
 __all__ = ["Call", "Condition", "TextToImage", "find_network"]
