@@ -21,7 +21,8 @@ ORDER = [
     {"memorization"},
     {"explain", "mitigation"},
     {"audit"},
-    {"cli", "cli_text", "ui"},
+    {"cli_text"},
+    {"cli", "ui"},
 ]
 ALLOWED = {
     room: set().union(*ORDER[:i]) | {room} for i, rooms in enumerate(ORDER) for room in rooms

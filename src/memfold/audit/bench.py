@@ -174,7 +174,7 @@ def read_labelled(
             else:
                 rows.append((text, kind, family))
     else:
-        for path, kind in ((memorized, "memorized"), (other, "none")):
+        for path, kind in ((memorized or "", "memorized"), (other or "", "none")):
             found = read_prompts(path)
             rows += [
                 (text, (own or kind) if kind == "memorized" else kind, family)

@@ -215,9 +215,8 @@ def _explained(
         return empty
     from memfold.explain.attribution import attribute
 
-    score = "cfg_norm" if model.has_unconditional else "-denoising_loss"
     try:
-        found = attribute(model, prompt, score=score, seeds=plan.scoring.seeds[:2])
+        found = attribute(model, prompt, seeds=plan.scoring.seeds, generation=generation)
     except InputError as error:
         return empty | {"explain_note": str(error)}
     return {
