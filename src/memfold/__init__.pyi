@@ -5,6 +5,7 @@ from .denoisers.adapters.diffusers import load as load
 from .denoisers.adapters.text_to_image import TextToImage as TextToImage
 from .denoisers.base import Denoiser as Denoiser
 from .denoisers.guidance import Guided as Guided
+from .explain.attribution import attribute as attribute
 from .lid.corrint import CorrInt as CorrInt
 from .lid.decoder_rank import decoder_lpca as decoder_lpca
 from .lid.decoder_rank import decoder_rank as decoder_rank
@@ -32,6 +33,7 @@ from .memorization.complexity import features as features
 from .memorization.mmh import Verdicts as Verdicts
 from .memorization.mmh import judge as judge
 from .memorization.replicate import nearest_training as nearest_training
+from .mitigation import mitigate as mitigate
 from .sampling.monitor import Monitor as Monitor
 from .types import Curve as Curve
 from .types import Estimate as Estimate

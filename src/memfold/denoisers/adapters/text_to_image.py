@@ -128,6 +128,7 @@ class TextToImage:
     Attributes:
         pipe: the user's own object.
         name: the class of the pipeline.
+        accepts: the arguments that the pipeline takes.
         network: its denoising network.
         schedule: from sigma to the network's time.
         layout: how the pipeline calls its network.
@@ -151,7 +152,7 @@ class TextToImage:
             pipe = read_pipeline(pipe, allow_pickle=allow_pickle, revision=None)
         self.pipe, self.options, self.name = pipe, options, type(pipe).__name__
         self.network = find_network(pipe)
-        self._accepts = set(inspect.signature(type(pipe).__call__).parameters)
+        self.accepts = set(inspect.signature(type(pipe).__call__).parameters)
         self._check()
         self.schedule_of_scheduler, kind = read_schedule(pipe.scheduler)
         self._kind = kind
@@ -329,7 +330,7 @@ class TextToImage:
             InputError: the pipeline does not take an argument.
         """
         arguments = self.options | arguments
-        unknown = sorted(set(arguments) - self._accepts)
+        unknown = sorted(set(arguments) - self.accepts)
         if unknown:
             raise InputError(f"{self.name} takes no {', '.join(unknown)}; leave it out")
         try:
@@ -404,7 +405,7 @@ class TextToImage:
     def _check(self) -> None:
         if self.network.training:
             raise InputError(f"{self.name}'s network is in training mode; call .eval() on it first")
-        if "prompt" not in self._accepts:
+        if "prompt" not in self.accepts:
             raise InputError(f"{self.name} takes no prompt: it is no text-to-image pipeline")
 
     def _look(self) -> tuple[Layout, tuple[int, ...]]:
@@ -413,7 +414,7 @@ class TextToImage:
         try:
             whole = self._record(PROBE, 1, 3, plain)
         except InputError as error:
-            if "image" not in self._accepts:
+            if "image" not in self.accepts:
                 raise
             raise InputError(
                 f"{self.name} needs an image: it is no text-to-image pipeline ({error})"
@@ -465,9 +466,9 @@ class TextToImage:
         return ratios[-1]
 
     def _switches(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        if "true_cfg_scale" in self._accepts:
+        if "true_cfg_scale" in self.accepts:
             return {"true_cfg_scale": _GUIDED, "negative_prompt": " "}, {"true_cfg_scale": 1.0}
-        if "guidance_scale" in self._accepts:
+        if "guidance_scale" in self.accepts:
             return {"guidance_scale": _GUIDED}, {"guidance_scale": 1.0}
         return {}, {}
 
@@ -514,7 +515,7 @@ class TextToImage:
             "output_type": "latent",
             "generator": torch.Generator().manual_seed(0),
         }
-        arguments = {k: v for k, v in arguments.items() if k in self._accepts} | options
+        arguments = {k: v for k, v in arguments.items() if k in self.accepts} | options
         with (
             self.quiet(),
             recorded(self.network, self.pipe.scheduler, stop_after) as record,

@@ -1,0 +1,81 @@
+"""Draw a prompt without repeating what the model knows by heart."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.types import InputError
+
+from .base import Mitigation
+from .embedding import embedding
+from .noise import noise
+from .padding import padding
+from .steps import away, late_guidance, lid_guidance
+from .words import random_rewrite, random_words, rewrite
+
+METHODS: dict[str, Callable[..., Mitigation]] = {
+    "embedding": embedding,
+    "rewrite": rewrite,
+    "random_rewrite": random_rewrite,
+    "random_words": random_words,
+    "late_guidance": late_guidance,
+    "lid_guidance": lid_guidance,
+    "padding": padding,
+    "noise": noise,
+    "away": away,
+}
+
+
+def mitigate(
+    pipe: Any,
+    prompt: str,
+    *,
+    method: str = "embedding",
+    seeds: Sequence[int] = (0, 1, 2, 3),
+    weights: Mapping[str, float] | None = None,
+    generator: torch.Generator | None = None,
+    **options: Any,
+) -> Mitigation:
+    """Find out how to draw a prompt without its memorized image; nothing of the pipeline changes.
+
+    Args:
+        pipe: a diffusers text-to-image pipeline, or a TextToImage.
+        prompt: the words.
+        method: one of `METHODS`.
+        seeds: seeds that are to be drawn; those by which a method finds out are others.
+        weights: weight of each word, from `memfold.attribute`, for "rewrite".
+        generator: source of randomness; seeded with 0 if None, so that a call can be repeated.
+        options: the method's own options, and arguments of the pipeline.
+
+    Returns:
+        The mitigation; `.generate(seeds)` draws under it.
+
+    Raises:
+        InputError: the method or an option is unknown, or the pipeline lacks what it needs.
+    """
+    if method not in METHODS:
+        raise InputError(f"method = {method!r} is unknown; choose from {', '.join(METHODS)}")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise InputError(f"the prompt {prompt!r} has no words; there is nothing to mitigate")
+    model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
+    function = METHODS[method]
+    known = set(inspect.signature(function).parameters)
+    own = {k: v for k, v in options.items() if k in known - {"options"}}
+    rest = {k: v for k, v in options.items() if k not in own}
+    unknown = sorted(set(rest) - model.accepts)
+    if unknown:
+        raise InputError(
+            f"{', '.join(unknown)}: no option of method {method!r} and no argument of {model.name}"
+        )
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return function(
+        model, prompt, seeds=seeds, weights=weights, generator=generator, options=rest, **own
+    )
+
+
+__all__ = ["METHODS", "Mitigation", "mitigate"]

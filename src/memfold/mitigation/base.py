@@ -1,0 +1,61 @@
+"""What a mitigation is: a change of a condition, of words, of arguments or of steps; no edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from memfold.denoisers.adapters._calls import Condition
+from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.sampling.steering import Change, conditioned, steered
+from memfold.sampling.trajectory import Generation, generate_watched
+
+
+@dataclass(frozen=True)
+class Mitigation:
+    """How a prompt is drawn so that it does not repeat what the model knows by heart.
+
+    Attributes:
+        model: the pipeline.
+        method: name of the method.
+        original: the prompt as it was given.
+        prompt: the prompt that is drawn; another one if it was rewritten.
+        description: what was done, in a sentence for reports.
+        cond: stands for the prompt's own condition; None for its own.
+        steering: makes a fresh change of the steps for each run; None for none.
+        options: arguments of the pipeline.
+    """
+
+    model: TextToImage
+    method: str
+    original: str
+    prompt: str
+    description: str
+    cond: Condition | None = None
+    steering: Callable[[], Change] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def enter(self, stack: ExitStack) -> None:
+        """Put the change in force until the stack is closed; for a run by the caller's own hand."""
+        if self.cond is not None:
+            stack.enter_context(conditioned(self.model, self.cond))
+        if self.steering is not None:
+            stack.enter_context(steered(self.model, self.steering()))
+
+    def generate(self, seeds: Sequence[int]) -> Generation:
+        """Draw images under the mitigation, watched; the same seeds as without it compare.
+
+        Args:
+            seeds: one an image.
+
+        Returns:
+            The generation.
+        """
+        with ExitStack() as stack:
+            if self.steering is not None:
+                stack.enter_context(steered(self.model, self.steering()))
+            return generate_watched(
+                self.model, self.prompt, seeds, cond=self.cond, attention=False, **self.options
+            )

@@ -1,0 +1,143 @@
+"""Optimisation of the prompt embedding (Wen et al. 2024), by a denoising-loss LID."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memfold.denoisers.adapters._calls import Condition
+from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.sampling.trajectory import Generation, generate_watched
+from memfold.tensors import per_sample
+from memfold.types import InputError
+
+from .base import Mitigation
+
+_DRAWN = 2  # images by which the embedding is optimised
+
+
+def embedding(
+    model: TextToImage,
+    prompt: str,
+    *,
+    seeds: Sequence[int],
+    weights: Mapping[str, float] | None = None,
+    generator: torch.Generator | None = None,
+    options: Mapping[str, Any],
+    target: float = 0.8,
+    sigmas: Sequence[float] = (0.6, 1.2, 2.5),
+    learning_rate: float = 0.05,
+    iterations: int = 20,
+    rounds: int = 3,
+    proximity: float = 0.3,
+) -> Mitigation:
+    """Move the prompt's embedding until the model is as free under it as it is without it.
+
+    At what the prompt draws, the loss E |D_c(x + sigma n) - x|^2 / sigma^2 of a memorized prompt is
+    far below that without a prompt, since it knows x. AdamW raises their ratio to the target at
+    several sigmas, and no further than 1, where the prompt would no longer say anything;
+    |e - e_0|^2 / |e_0|^2 keeps the embedding near. Wen et al. lower the CFG norm of
+    the first step instead, which says little where later steps carry the memory.
+
+    Args:
+        model: the pipeline; it needs an unconditional half.
+        prompt: the words.
+        seeds: images are drawn from seeds of their own, past the largest of these.
+        weights: not used.
+        generator: source of the noises.
+        options: arguments of the pipeline.
+        target: wanted ratio of the losses with and without the prompt, below 1.
+        sigmas: scales, noise standard deviations in latent units.
+        learning_rate: of AdamW.
+        iterations: at most, in one round.
+        rounds: after each, images are drawn under the new embedding; if these are known by heart
+            too, another round raises the ratio at them as well.
+        proximity: weight of the distance to the prompt's own embedding.
+
+    Returns:
+        The mitigation.
+
+    Raises:
+        InputError: the pipeline has no unconditional half, or no embedding to move.
+    """
+    if not 0 < target < 1 or iterations < 1:
+        raise InputError(f"target = {target}, iterations = {iterations}; take 0 < target < 1, >= 1")
+    if not model.has_unconditional:
+        model.unconditional()
+    first = max(seeds, default=0) + 1
+    drawn = [_drawn(model, prompt, None, first, options)]
+    leaves: dict[str, Tensor] = {}
+
+    def lift(name: str, tensor: Tensor) -> Tensor:
+        if tensor.ndim != 3:
+            return tensor
+        leaves[name] = tensor.detach().clone().requires_grad_()
+        return leaves[name]
+
+    cond = drawn[0].cond.map(lift)
+    if not leaves:
+        raise InputError(f"{model.name} gives its network no embedding of the prompt to move")
+    start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+    optimizer = torch.optim.AdamW(list(leaves.values()), lr=learning_rate, weight_decay=0.0)
+    done = ratio = 0.0
+    for turn in range(rounds):
+        for _ in range(iterations):
+            with torch.enable_grad():
+                ratios = torch.cat([_ratios(g, cond, sigmas, generator) for g in drawn], 1)
+                missing = torch.relu(target - ratios).mean() + torch.relu(ratios - 1.0).mean()
+                if float(torch.relu(target - ratios.detach().mean(0)).max()) == 0:
+                    break
+                away = sum(
+                    (leaf - start[n]).square().sum() / start[n].square().sum()
+                    for n, leaf in leaves.items()
+                )
+                optimizer.zero_grad()
+                (missing + proximity * away).backward()
+            optimizer.step()
+            done += 1
+        now = cond.map(lambda name, tensor: tensor.detach().clone())
+        drawn.append(_drawn(model, prompt, now, first + _DRAWN * (turn + 1), options))
+        with torch.no_grad():
+            ratio = float(_ratios(drawn[-1], now, sigmas, generator).mean())
+        if ratio >= target:
+            break
+    return Mitigation(
+        model=model,
+        method="embedding",
+        original=prompt,
+        prompt=prompt,
+        description=(
+            f"the prompt's embedding was moved in {done:.0f} steps; at what is drawn now, the "
+            f"model's denoising loss is {ratio:.0%} of that without a prompt"
+        ),
+        cond=cond.map(lambda name, tensor: tensor.detach()),
+        options=options,
+    )
+
+
+def _drawn(
+    model: TextToImage, prompt: str, cond: Condition | None, first: int, options: Mapping[str, Any]
+) -> Generation:
+    seeds = list(range(first, first + _DRAWN))
+    return generate_watched(model, prompt, seeds, cond=cond, attention=False, **options)
+
+
+def _ratios(
+    drawn: Generation,
+    cond: Condition,
+    sigmas: Sequence[float],
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Loss with the prompt over loss without it, at each sigma and image."""
+    x, found = drawn.x, []
+    model = drawn.model.model
+    for sigma in sigmas:
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        y = x + sigma * noise
+        with torch.no_grad():
+            without = per_sample((model(y, sigma, drawn.uncond) - x) ** 2)
+        found.append(per_sample((model(y, sigma, cond) - x) ** 2) / without.clamp_min(1e-12))
+    return torch.stack(found)
