@@ -110,7 +110,7 @@ def methods(model: TextToImage, judge: Judge) -> dict[str, Callable]:
     return {
         "none": lambda caption: model.generate(caption, SEEDS, **RUN),
         "embedding": of("embedding"),
-        "embedding, one round, lr .02": of("embedding", rounds=1, learning_rate=0.02),
+        "embedding, lr .05": of("embedding", rounds=3, learning_rate=0.05),
         "rewrite 1": of("rewrite", n_words=1),
         "random rewrite 1": of("random_rewrite", n_words=1),
         "rewrite 2": of("rewrite", n_words=2),

@@ -29,11 +29,15 @@ from .lid.spectral import spectral_lid as spectral_lid
 from .lid.spectral import transition_mass as transition_mass
 from .lid.tle import TLE as TLE
 from .lid.twonn import TwoNN as TwoNN
+from .memorization.band import Band as Band
+from .memorization.band import fit_band as fit_band
 from .memorization.complexity import features as features
 from .memorization.mmh import Verdicts as Verdicts
 from .memorization.mmh import judge as judge
 from .memorization.replicate import nearest_training as nearest_training
 from .mitigation import mitigate as mitigate
+from .mitigation.guard import Guard as Guard
+from .mitigation.guard import Refused as Refused
 from .sampling.monitor import Monitor as Monitor
 from .types import Curve as Curve
 from .types import Estimate as Estimate

@@ -29,9 +29,9 @@ def embedding(
     options: Mapping[str, Any],
     target: float = 0.8,
     sigmas: Sequence[float] = (0.6, 1.2, 2.5),
-    learning_rate: float = 0.05,
+    learning_rate: float = 0.02,
     iterations: int = 20,
-    rounds: int = 3,
+    rounds: int = 2,
     proximity: float = 0.3,
 ) -> Mitigation:
     """Move the prompt's embedding until the model is as free under it as it is without it.
