@@ -8,7 +8,7 @@ text encoder: behind it each token's embedding already holds the words before it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,14 @@ from torch import Tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.prompt_scores import SCORES
 from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.tensors import base_seed, normal_like, rademacher_like
+from memfold.tensors import base_seed
 from memfold.types import InputError
 
-from .tokens import word_of_tokens, words_of
+from .gradients import Embedding, Owner, embeddings, gradient_of
+from .states import RUNNING, States
+from .tokens import Word, words_of
 
 WRT = ("tokens", "prompt")
-_RUNNING = ("cfg_norm", "guided_score_norm")  # taken at the states of the generation
-_SIGMAS = (0.3, 0.6, 1.2)  # scales around the finished image, for the others
-_PROBES = 4
-Condition = Any
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,11 @@ def attribute(
         seeds: one an image; standard errors are over them.
         wrt: "tokens": embeddings of the tokens, through the text encoders; "prompt": what the
             network is given for the prompt.
-        steps: steps of the generation, from 0; every second of the last half where None.
-        guidance_scale: w; the pipeline's default where None.
+        steps: steps of the generation, from 0; every second of the last half where None. The
+            scores around the finished image take the sigmas of these steps; 0.3, 0.6 and 1.2
+            where None.
+        guidance_scale: w; the pipeline's default where None (for the scores around the finished
+            image: the images are drawn with it, and None scores the prompt alone).
         num_inference_steps: steps of the generation; the pipeline's default where None.
         leave_one_out: also measure the score without each word, at the same states.
         generator: source of noises and probes.
@@ -119,21 +120,24 @@ def attribute(
     words = words_of(prompt)
     if not words:
         raise InputError("the prompt has no words; there is nothing to attribute a score to")
-    if score in _RUNNING and not model.has_unconditional:
+    if (score in RUNNING or guidance_scale is not None) and not model.has_unconditional:
+        what = f"score = {score!r}" if score in RUNNING else f"guidance_scale = {guidance_scale}"
         raise InputError(
-            f"score = {score!r} needs an unconditional half, which {model.name} has not; take "
-            "'-denoising_loss' or '-flipd'"
+            f"{what} needs an unconditional half, which {model.name} has not; take "
+            "'-denoising_loss' or '-flipd' without guidance_scale"
         )
     options: dict[str, Any] = {}
     if num_inference_steps is not None:
         options["num_inference_steps"] = num_inference_steps
+    if generation is not None and generation.prompt != prompt:
+        raise InputError("generation is that of another prompt; pass that of this one, or none")
     if generation is None:
         generation = generate_watched(
             model, prompt, seeds, attention=False, guidance_scale=guidance_scale, **options
         )
-    states = _States(generation, score, steps, guidance_scale, base_seed(generator))
-    embedded = _embeddings(model, prompt, wrt)
-    per_seed, warnings = _weights(model, prompt, states, embedded)
+    states = States(generation, score, steps, guidance_scale, base_seed(generator))
+    embedded = embeddings(model, prompt, wrt)
+    per_seed, warnings = _weights(prompt, states, embedded)
     n = len(per_seed)
     nan = torch.full((len(words),), float("nan"))
     left_out = _left_out(model, prompt, states) if leave_one_out else None
@@ -154,152 +158,60 @@ def attribute(
     )
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """The condition as a function of leaves, and the tokens of each leaf's positions."""
-
-    cond: Condition
-    leaves: tuple[Tensor, ...]
-    tokens: tuple[tuple[str, list[int]], ...]  # name of the encoder, its tokens
-
-
-class _States:
-    """The points at which the score is taken: the same for every condition."""
-
-    def __init__(
-        self,
-        generation: Generation,
-        score: str,
-        steps: Sequence[int] | None,
-        guidance_scale: float | None,
-        seed: int,
-    ) -> None:
-        self.generation, self.score, self.w = generation, score, guidance_scale
-        self.seed = seed
-        n = len(generation.views)
-        if score not in _RUNNING:
-            low, high = generation.model.model.sigma_min, generation.model.model.sigma_max
-            self.sigmas = [s for s in _SIGMAS if low <= s <= high]
-            self.where = f"around the finished image, sigma {', '.join(map(str, self.sigmas))}"
-            return
-        self.steps = list(range(n // 2, n, 2)) if steps is None else [int(s) for s in steps]
-        bad = [s for s in self.steps if not 0 <= s < n]
-        if bad or not self.steps:
-            raise InputError(f"steps = {list(steps or ())}; choose from 0 to {n - 1}")
-        self.where = f"steps {', '.join(str(s + 1) for s in self.steps)} of {n}"
-
-    def scores(self, cond: Condition) -> Iterator[Float[Tensor, " b"]]:
-        """Yield the score at each state, one number a seed."""
-        g, function = self.generation, SCORES[self.score]
-        model = g.model.model
-        scale = self.w if self.w is not None else g.guidance_scale
-        if self.score in _RUNNING:
-            for step in self.steps:
-                view = g.views[step]
-                yield function(
-                    model, view.x, view.sigma, cond, g.uncond, guidance_scale=scale or 1.0
-                )
-            return
-        noises = normal_like(g.x, len(self.sigmas), self.seed)
-        for i, sigma in enumerate(self.sigmas):
-            noise = noises[:, i]
-            yield function(
-                model,
-                g.x + sigma * noise,
-                sigma,
-                cond,
-                g.uncond,
-                guidance_scale=self.w,
-                noise=noise,
-                probes=rademacher_like(g.x, _PROBES, self.seed + 1),
-            )
-
-
-def _embeddings(model: TextToImage, prompt: str, wrt: str) -> _Embedded:
-    found = model.embedded(prompt)
-    tokens = tuple((leaf.encoder, leaf.ids.flatten().tolist()) for leaf in found.leaves)
-    if wrt == "tokens":
-        return _Embedded(found.cond, tuple(leaf.embeddings for leaf in found.leaves), tokens)
-    leaves: list[Tensor] = []
-    kept: list[tuple[str, list[int]]] = []
-
-    def detach(name: str, tensor: Tensor) -> Tensor:
-        tensor = tensor.detach()
-        fits = [pair for pair in tokens if tensor.ndim == 3 and tensor.shape[1] == len(pair[1])]
-        if not fits:
-            return tensor
-        tensor = tensor.clone().requires_grad_()
-        leaves.append(tensor)
-        kept.append(fits[0])
-        return tensor
-
-    cond = found.cond.map(detach)
-    if not leaves:
-        raise InputError(
-            f"{model.name} gives its network no tensor with a place for each token; take "
-            "wrt='tokens'"
-        )
-    return _Embedded(cond, tuple(leaves), tuple(kept))
-
-
 def _weights(
-    model: TextToImage, prompt: str, states: _States, embedded: _Embedded
+    prompt: str, states: States, embedded: Embedding
 ) -> tuple[Float[Tensor, "s w"], tuple[str, ...]]:
+    """Weigh the words for each seed alone, so that no seed depends on its company."""
     words, seeds = words_of(prompt), len(states.generation.x)
-    owners = [word_of_tokens(_tokenizer(model, name), ids, prompt) for name, ids in embedded.tokens]
     total = torch.zeros(seeds, len(words), dtype=torch.float64)
-    count = 0
     with torch.enable_grad():
-        for values in states.scores(embedded.cond):
-            count += 1
-            for seed in range(seeds):
-                gradients = torch.autograd.grad(
-                    values[seed], embedded.leaves, retain_graph=True, allow_unused=True
-                )
-                for gradient, owner in zip(gradients, owners, strict=True):
-                    if gradient is not None:
-                        _add(total[seed], gradient, owner)
+        for seed in range(seeds):
+            values = states.scores(embedded.cond, slice(seed, seed + 1))
+            for count, value in enumerate(values, start=1):
+                row = gradient_of(value.sum(), embedded, len(words))
+                total[seed] += (row - total[seed]) / count  # the mean over states
     if not torch.isfinite(total).all():
         raise InputError("the gradient is NaN or infinite; compute in float32")
-    return (total / max(count, 1)).float(), _notes(words, owners)
+    return total.float(), _notes(words, embedded.owners)
 
 
-def _add(row: Tensor, gradient: Tensor, owner: list[int | None]) -> None:
-    """Add the norm of each token's gradient to its word."""
-    norm = gradient.detach()[0].float().norm(dim=1)
-    for i, word in enumerate(owner):
-        if word is not None:
-            row[word] += float(norm[i])
+def _notes(words: Sequence[Word], owners: Sequence[Owner]) -> tuple[str, ...]:
+    """Tell which words reached none of the encoders, or not all of them."""
+    sets = [{word for word in owner if word is not None} for owner in owners]
+    sets = [own for own in sets if own] or [set()]
+    notes = []
+    missing = [i for i in range(len(words)) if i not in set.union(*sets)]
+    partly = [i for i in set.union(*sets) if i not in set.intersection(*sets)]
+    if missing:
+        notes.append(
+            f"{_counted(len(missing))} did not reach the text encoder (too long a prompt, or "
+            f"unknown characters), first {words[missing[0]].text[:40]!r}; weight 0"
+        )
+    if partly:
+        notes.append(
+            f"{_counted(len(partly))} did not reach every text encoder, first "
+            f"{words[min(partly)].text[:40]!r}; the weight is that of the others"
+        )
+    return tuple(notes)
 
 
-def _notes(words: Sequence[Any], owners: Sequence[list[int | None]]) -> tuple[str, ...]:
-    seen = {word for owner in owners for word in owner if word is not None}
-    missing = [words[i].text for i in range(len(words)) if i not in seen]
-    if not missing:
-        return ()
-    return (
-        f"{len(missing)} words did not reach the text encoder (too long a prompt, or unknown "
-        f"characters), among them {missing[0][:40]!r}; their weight is 0",
-    )
-
-
-def _tokenizer(model: TextToImage, encoder: str) -> Any:
-    name = encoder.replace("text_encoder", "tokenizer")
-    found = getattr(model.pipe, name, None) or getattr(model.pipe, "tokenizer", None)
-    if found is None:
-        raise InputError(f"{model.name} has no {name}; words cannot be told from tokens")
-    return found
+def _counted(n: int) -> str:
+    return "1 word" if n == 1 else f"{n} words"
 
 
 @torch.no_grad()
-def _left_out(model: TextToImage, prompt: str, states: _States) -> Float[Tensor, " w"]:
+def _left_out(model: TextToImage, prompt: str, states: States) -> Float[Tensor, " w"]:
     """Measure how much the score falls without each word, at the same states."""
-    mean: Callable[[Condition], Tensor] = lambda c: torch.stack(list(states.scores(c))).mean()  # noqa: E731
-    full, drops = mean(states.generation.cond), []
+    full = _mean_score(states, states.generation.cond)
+    drops = []
     for word in words_of(prompt):
         shorter = " ".join((prompt[: word.start] + prompt[word.end :]).split())
-        drops.append(full - mean(model.condition(shorter)))
+        drops.append(full - _mean_score(states, model.condition(shorter)))
     return torch.stack(drops).float().cpu()
+
+
+def _mean_score(states: States, cond: Any) -> Tensor:
+    return torch.stack(list(states.scores(cond))).double().mean()
 
 
 def _correlation(weights: Tensor, drops: Tensor) -> float:

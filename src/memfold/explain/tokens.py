@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Any
 
 _WORD = re.compile(r"\S+")
@@ -45,7 +47,8 @@ def word_of_tokens(tokenizer: Any, ids: Sequence[int], prompt: str) -> list[int 
 
     The prompt is tokenized alone, with offsets into its characters, and looked for inside what the
     encoder was given: special tokens, padding, and text that a pipeline puts around the prompt
-    belong to no word. A truncated prompt is found by its beginning.
+    belong to no word. The longest common run counts first, then what stands in the same order on
+    either side of it; a truncated prompt is so found by its beginning.
 
     Args:
         tokenizer: the encoder's tokenizer.
@@ -56,56 +59,59 @@ def word_of_tokens(tokenizer: Any, ids: Sequence[int], prompt: str) -> list[int 
         For each token the index of its word, or None.
     """
     words, given = words_of(prompt), list(ids)
-    best: tuple[int, int, list[int | None]] = (0, 0, [])
-    for text in dict.fromkeys((prompt, prompt.strip(), prompt.lower(), prompt.lower().strip())):
-        shift = prompt.find(text) if text in prompt else len(prompt) - len(prompt.lstrip())
+    best: tuple[int, list[int | None]] = (0, [None] * len(given))
+    for text, shift in _variants(prompt):
         own, spans = _tokenized(tokenizer, text)
-        if not own:
-            continue
-        start, length = _longest_run(given, own)
-        if length > best[1]:
-            places = [_word_at(words, a + shift, b + shift) for a, b in spans]
-            best = (start, length, places[:length])
-        if length == len(own):
+        own = own[: len(given)]  # no more can have reached the encoder
+        found: list[int | None] = [None] * len(given)
+        count = 0
+        for start, place, length in _common(given, own):
+            count += length
+            for i in range(length):
+                first, last = spans[place + i]
+                found[start + i] = _word_at(words, first + shift, last + shift)
+        if count > best[0]:
+            best = (count, found)
+        if own and count == len(own):
             break
-    found: list[int | None] = [None] * len(given)
-    start, length, places = best
-    found[start : start + length] = places
-    return found
+    return best[1]
+
+
+def _variants(prompt: str) -> list[tuple[str, int]]:
+    """Give what a pipeline may have made of a prompt, with its first character's place there."""
+    lower = "".join(c.lower() if len(c.lower()) == 1 else c for c in prompt)  # same length
+    shift = len(prompt) - len(prompt.lstrip())
+    pairs = [(prompt, 0), (prompt.strip(), shift), (lower, 0), (lower.strip(), shift)]
+    return list(dict(pairs).items())
 
 
 def _tokenized(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Tokenize a text alone; by its words where the tokenizer knows no offsets."""
     if getattr(tokenizer, "is_fast", False):
-        out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        out = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return list(out["input_ids"]), [tuple(pair) for pair in out["offset_mapping"]]
     ids: list[int] = []
     spans: list[tuple[int, int]] = []
     for word in words_of(text):
-        own = tokenizer(word.text, add_special_tokens=False)["input_ids"]
+        own = tokenizer(word.text, add_special_tokens=False, verbose=False)["input_ids"]
         ids += own
         spans += [(word.start, word.end)] * len(own)
     return ids, spans
 
 
-def _longest_run(given: list[int], own: list[int]) -> tuple[int, int]:
-    """Find where the longest beginning of `own` stands in `given`."""
-    best = (0, 0)
-    for start in range(len(given)):
-        length = 0
-        while (
-            length < len(own)
-            and start + length < len(given)
-            and given[start + length] == own[length]
-        ):
-            length += 1
-        if length > best[1]:
-            best = (start, length)
-    return best
+def _common(given: list[int], own: list[int]) -> list[tuple[int, int, int]]:
+    """Find the common runs, in order: place in `given`, place in `own`, length."""
+    blocks = SequenceMatcher(None, given, own, autojunk=False).get_matching_blocks()
+    return [(b.a, b.b, b.size) for b in blocks if b.size]
 
 
 def _word_at(words: Sequence[Word], start: int, end: int) -> int | None:
     """Find the word with the largest overlap; None where there is none."""
-    overlaps = [min(end, w.end) - max(start, w.start) for w in words]
-    best = max(range(len(words)), key=lambda i: overlaps[i], default=None)
+    first = max(bisect_right(words, start, key=lambda w: w.start) - 1, 0)
+    overlaps: dict[int, int] = {}
+    for i in range(first, len(words)):
+        if words[i].start >= end:
+            break
+        overlaps[i] = min(end, words[i].end) - max(start, words[i].start)
+    best = max(overlaps, key=lambda i: overlaps[i], default=None)
     return best if best is not None and overlaps[best] > 0 else None
