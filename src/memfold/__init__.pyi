@@ -31,6 +31,7 @@ from .lid.tle import TLE as TLE
 from .lid.twonn import TwoNN as TwoNN
 from .memorization.band import Band as Band
 from .memorization.band import fit_band as fit_band
+from .memorization.calibrate import calibrate as calibrate
 from .memorization.complexity import features as features
 from .memorization.mmh import Verdicts as Verdicts
 from .memorization.mmh import judge as judge

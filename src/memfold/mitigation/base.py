@@ -38,7 +38,10 @@ class Mitigation:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def enter(self, stack: ExitStack) -> None:
-        """Put the change in force until the stack is closed; for a run by the caller's own hand."""
+        """Put the change in force until the stack is closed; for a run by the caller's own hand.
+
+        A Monitor that was entered before still sees what the network itself says.
+        """
         if self.cond is not None:
             stack.enter_context(conditioned(self.model, self.cond))
         if self.steering is not None:
@@ -53,9 +56,7 @@ class Mitigation:
         Returns:
             The generation.
         """
-        with ExitStack() as stack:
-            if self.steering is not None:
-                stack.enter_context(steered(self.model, self.steering()))
-            return generate_watched(
-                self.model, self.prompt, seeds, cond=self.cond, attention=False, **self.options
-            )
+        return generate_watched(
+            self.model, self.prompt, seeds, cond=self.cond, attention=False,
+            change=None if self.steering is None else self.steering(), **self.options,
+        )  # fmt: skip

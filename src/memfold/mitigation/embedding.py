@@ -10,6 +10,8 @@ from torch import Tensor
 
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.memorization.band import Band
+from memfold.sampling.monitor import StepView
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.tensors import per_sample
 from memfold.types import InputError
@@ -17,6 +19,7 @@ from memfold.types import InputError
 from .base import Mitigation
 
 _DRAWN = 2  # images by which the embedding is optimised
+_STEPS, _MARGIN = 6, 0.8  # steps whose scores are lowered, to so much of the band's limit
 
 
 def embedding(
@@ -31,8 +34,9 @@ def embedding(
     sigmas: Sequence[float] = (0.6, 1.2, 2.5),
     learning_rate: float = 0.02,
     iterations: int = 20,
-    rounds: int = 2,
+    rounds: int | None = None,
     proximity: float = 0.3,
+    band: Band | None = None,
 ) -> Mitigation:
     """Move the prompt's embedding until the model is as free under it as it is without it.
 
@@ -53,9 +57,12 @@ def embedding(
         sigmas: scales, noise standard deviations in latent units.
         learning_rate: of AdamW.
         iterations: at most, in one round.
-        rounds: after each, images are drawn under the new embedding; if these are known by heart
-            too, another round raises the ratio at them as well.
+        rounds: at most, 2 or with a band 5 if None. After each, images are drawn under the new
+            embedding; if these are known by heart too, another round raises the ratio at them as
+            well.
         proximity: weight of the distance to the prompt's own embedding.
+        band: of ordinary prompts; the scores at the steps where they come nearest to its limit, or
+            leave it, are then lowered too, until what is drawn stays in the band.
 
     Returns:
         The mitigation.
@@ -83,26 +90,33 @@ def embedding(
     start = {name: leaf.detach().clone() for name, leaf in leaves.items()}
     optimizer = torch.optim.AdamW(list(leaves.values()), lr=learning_rate, weight_decay=0.0)
     done = ratio = 0.0
+    if rounds is None:
+        rounds = 2 if band is None else 5
     for turn in range(rounds):
+        steps = [] if band is None else _nearest(drawn[-1], band)
         for _ in range(iterations):
             with torch.enable_grad():
                 ratios = torch.cat([_ratios(g, cond, sigmas, generator) for g in drawn], 1)
                 missing = torch.relu(target - ratios).mean() + torch.relu(ratios - 1.0).mean()
-                if float(torch.relu(target - ratios.detach().mean(0)).max()) == 0:
+                over = torch.zeros(())
+                if band is not None:
+                    over = _over(drawn[-1], steps, cond, band)
+                low = torch.relu(target - ratios.detach().mean(0)).max()
+                if float(low) == 0 and float(over.detach()) == 0:
                     break
                 away = sum(
                     (leaf - start[n]).square().sum() / start[n].square().sum()
                     for n, leaf in leaves.items()
                 )
                 optimizer.zero_grad()
-                (missing + proximity * away).backward()
+                (missing + over + proximity * away).backward()
             optimizer.step()
             done += 1
         now = cond.map(lambda name, tensor: tensor.detach().clone())
         drawn.append(_drawn(model, prompt, now, first + _DRAWN * (turn + 1), options))
         with torch.no_grad():
             ratio = float(_ratios(drawn[-1], now, sigmas, generator).mean())
-        if ratio >= target:
+        if ratio >= target and (band is None or not _leaves(drawn[-1], band)):
             break
     return Mitigation(
         model=model,
@@ -123,6 +137,40 @@ def _drawn(
 ) -> Generation:
     seeds = list(range(first, first + _DRAWN))
     return generate_watched(model, prompt, seeds, cond=cond, attention=False, **options)
+
+
+def _nearest(drawn: Generation, band: Band) -> list[int]:
+    """Return the steps at which a score comes nearest to the band's limit."""
+    near = [float(_relative(v, v.conditional, band, drawn).max()) for v in drawn.views]
+    return sorted(range(len(near)), key=lambda i: -near[i])[:_STEPS]
+
+
+def _leaves(drawn: Generation, band: Band) -> bool:
+    return any(bool((_relative(v, v.conditional, band, drawn) > 1).any()) for v in drawn.views)
+
+
+def _over(drawn: Generation, steps: Sequence[int], cond: Condition, band: Band) -> Tensor:
+    """How far the scores stand above a share of the band's limits at some steps, on average."""
+    parts = []
+    for view in (drawn.views[i] for i in steps):
+        conditional = drawn.model.model(view.x, view.sigma, cond)
+        parts.append(torch.relu(_relative(view, conditional, band, drawn) - _MARGIN).mean())
+    return torch.stack(parts).mean()
+
+
+def _relative(view: StepView, conditional: Tensor, band: Band, drawn: Generation) -> Tensor:
+    """Scores of a step over the band's limits, of each image the largest."""
+    without = conditional if view.unconditional is None else view.unconditional
+    pull = conditional - without
+    values = {
+        "cfg_norm": pull.flatten(1).norm(dim=1) / view.sigma,
+        "guided_score_norm": (without + (drawn.guidance_scale or 1.0) * pull - view.x)
+        .flatten(1)
+        .norm(dim=1)
+        / view.sigma**2,
+    }
+    found = [values[n] / band.limit(view.sigma, n) for n in band.scores if n in values]
+    return torch.stack(found).amax(0)
 
 
 def _ratios(

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.band import Band
+from memfold.memorization.calibrate import ATTENTION, weights_digest
+from memfold.sampling.arguments import argument_of, guidance_of
 from memfold.sampling.monitor import Monitor, StepView
 from memfold.types import InputError
 
-from . import mitigate
+from . import METHODS, Mitigation, mitigate
 
 ACTIONS = ("mitigate", "warn", "refuse")
+Weights = Mapping[str, float]
+# What the caller decides and a mitigation, which draws images of its own, must not take over.
+_CALL = frozenset(
+    {"prompt", "generator", "num_images_per_prompt", "output_type", "return_dict", "latents",
+     "callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"}
+)  # fmt: skip
 
 
 class Refused(RuntimeError):
@@ -38,9 +49,17 @@ class MemorizationWarning(UserWarning):
 
 
 class _Fired(Exception):
-    def __init__(self, step: int, score: float, bound: float) -> None:
+    """Ends a run at the step that left the band."""
+
+    def __init__(self, name: str, step: int, score: float, bound: float) -> None:
         super().__init__()
-        self.step, self.score, self.bound = step, score, bound
+        self.name, self.step, self.score, self.bound = name, step, score, bound
+
+    def __str__(self) -> str:
+        return (
+            f"at step {self.step + 1} {self.name} was {self.score:.3g}, above the limit "
+            f"{self.bound:.3g} for ordinary prompts"
+        )
 
 
 class Guard:
@@ -54,21 +73,24 @@ class Guard:
     It watches the scores of the running generation at no extra network pass. A prompt that stays
     within the band gives the images of the bare pipeline, bit for bit. At the first step at which
     any image of the call leaves the band the run is stopped; then, by `on_memorized`: "mitigate"
-    draws the whole call anew under a mitigation, watches that too, and refuses if it fires again;
-    "refuse" refuses at once; "warn" goes on and warns.
+    draws the whole call anew from the same noise under a mitigation, watches that too, and refuses
+    if it fires again; "refuse" refuses at once; "warn" goes on and warns.
 
     Args:
         pipe: a diffusers text-to-image pipeline, or a TextToImage.
         band: a Band, or its file.
         on_memorized: "mitigate", "warn" or "refuse".
         method: a mitigation of `METHODS`.
-        method_options: its own options.
+        weights: from a prompt to the weights of its words, for "rewrite":
+            `lambda p: dict(zip((a := memfold.attribute(model, p)).words, a.weights.tolist()))`.
+        method_options: the method's own options.
 
     Attributes:
         last: what happened in the last call: "passed", "mitigated", "warned" or "refused".
+        mitigation: the mitigation of the last call; None if there was none.
 
     Raises:
-        InputError: an option is unknown, or the band is of another pipeline.
+        InputError: an option is unknown, or the band is of another pipeline or other weights.
     """
 
     def __init__(
@@ -78,109 +100,161 @@ class Guard:
         *,
         on_memorized: str = "mitigate",
         method: str = "embedding",
+        weights: Callable[[str], Weights] | None = None,
         **method_options: Any,
     ) -> None:
-        if on_memorized not in ACTIONS:
-            raise InputError(
-                f"on_memorized = {on_memorized!r} is unknown; choose from {', '.join(ACTIONS)}"
-            )
+        for name, value, known in (
+            ("on_memorized", on_memorized, ACTIONS),
+            ("method", method, tuple(METHODS)),
+        ):
+            if value not in known:
+                raise InputError(f"{name} = {value!r} is unknown; choose from {', '.join(known)}")
+        if method == "rewrite" and weights is None:
+            raise InputError("method = 'rewrite' needs weights=, a function of the prompt")
         self.model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
         self.band = band if isinstance(band, Band) else Band.load(band)
-        made_for = self.band.conditions.get("pipeline")
-        if made_for is not None and made_for != self.model.name:
-            raise InputError(
-                f"the band was calibrated for {made_for}, and this is {self.model.name}; "
-                "calibrate anew"
-            )
-        self.on_memorized, self.method, self.method_options = on_memorized, method, method_options
-        self.last = ""
+        self.band.check(pipeline=self.model.name, digest=weights_digest(self.model.network))
+        self.on_memorized, self.method = on_memorized, method
+        self.weights, self.method_options = weights, method_options
+        self.last, self.mitigation = "", None
 
-    def __call__(self, prompt: str, **arguments: Any) -> Any:
+    last: str
+    mitigation: Mitigation | None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline.
 
         Args:
-            prompt: one prompt; several images of it are judged together.
-            arguments: of the pipeline.
+            args: of the pipeline; one prompt, of which several images are judged together.
+            kwargs: of the pipeline.
 
         Returns:
             What the pipeline returns.
 
         Raises:
-            InputError: the prompt is no string, or guidance differs from the calibrated one.
+            InputError: the prompt is no string, the pipeline does not take an argument, guidance
+                differs from the calibrated one, or more images are asked for.
             Refused: the generation left the band, and so did the mitigated one.
         """
-        if not isinstance(prompt, str):
-            raise InputError(f"the guard takes one prompt at a time, not {type(prompt).__name__}")
-        self._check(arguments)
+        arguments = self._arguments(args, kwargs)
+        prompt = arguments["prompt"]
+        self.last, self.mitigation = "", None
+        kept = _randomness(arguments.get("generator"))
         try:
-            out = self._watched(prompt, arguments, warn=self.on_memorized == "warn")
+            return self._watched(arguments, warn=self.on_memorized == "warn")
         except _Fired as fired:
+            self._released()
             if self.on_memorized == "refuse":
-                raise self._refused(fired, "it was told to refuse") from None
-        else:
-            return out
-        return self._mitigated(prompt, arguments)
+                raise self._refused(fired, "the guard was told to refuse") from None
+            first = str(fired)
+        options = {k: v for k, v in arguments.items() if k not in _CALL}
+        seeds = range(int(argument_of(self.model, "num_images_per_prompt", arguments) or 1))
+        with torch.random.fork_rng(devices=[]):
+            self.mitigation = mitigate(
+                self.model, prompt, method=self.method, seeds=seeds,
+                weights=None if self.weights is None else self.weights(prompt),
+                **options, **self.method_options,
+            )  # fmt: skip
+        _restore(arguments.get("generator"), kept)
+        return self._again(self.mitigation, arguments, first)
 
-    def _check(self, arguments: dict[str, Any]) -> None:
-        wanted = self.band.conditions.get("guidance_scale")
-        given = arguments.get("guidance_scale")
-        if wanted is not None and given is not None and float(given) != float(wanted):
+    def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Name all arguments of a call, and refuse what the band says nothing about."""
+        try:
+            call = inspect.signature(type(self.model.pipe).__call__)
+            bound = call.bind(self.model.pipe, *args, **kwargs).arguments
+        except TypeError as error:
+            raise InputError(f"{self.model.name}: {error}") from error
+        bound.pop(next(iter(bound)))  # self
+        given = {**self.model.options, **bound.pop("kwargs", {}), **bound}
+        unknown = sorted(set(given) - self.model.accepts)
+        if unknown:
+            raise InputError(f"{self.model.name} takes no {', '.join(unknown)}; leave it out")
+        if not isinstance(given.get("prompt"), str):
+            kind = type(given.get("prompt")).__name__
+            raise InputError(f"the guard takes one prompt at a time, as a string, not {kind}")
+        self.band.check(guidance_scale=guidance_of(self.model, given))
+        images = int(argument_of(self.model, "num_images_per_prompt", given) or 1)
+        if images > self.band.images:
             raise InputError(
-                f"guidance_scale = {given}, but the band was calibrated at {wanted}; calibrate "
-                "with the guidance that you use"
+                f"num_images_per_prompt = {images}, and the band was calibrated on "
+                f"{self.band.images} a prompt; draw fewer at a time, or calibrate with more images"
             )
+        return given
 
     def _watched(
-        self, prompt: str, arguments: dict[str, Any], *, warn: bool = False, stack: Any = None
+        self, arguments: dict[str, Any], *, warn: bool = False, found: Mitigation | None = None
     ) -> Any:
-        told: list[StepView] = []
+        told: list[_Fired] = []
 
         def on_step(view: StepView) -> None:
-            score = float(getattr(view, self.band.score).max())
-            bound = self.band.limit(view.sigma)
-            if score <= bound:
-                return
-            if not warn:
-                raise _Fired(view.index, score, bound)
-            if not told:
-                told.append(view)
-                message = (
-                    f"step {view.index + 1}: {self.band.score} {score:.3g} is above {bound:.3g}, "
-                    "the limit for ordinary prompts; the images may repeat training data"
-                )
-                warnings.warn(message, MemorizationWarning, stacklevel=2)
+            fired = None if told else self._fired(view)
+            if fired is not None and not warn:
+                raise fired
+            if fired is not None:
+                told.append(fired)
 
-        with Monitor(self.model, on_step=on_step):
-            out = self.model.pipe(prompt, **arguments)
+        attention = bool(set(self.band.scores) & set(ATTENTION))
+        with ExitStack() as stack:
+            # The monitor first: a steered step must not hide what the network said from it.
+            stack.enter_context(Monitor(self.model, attention=attention, on_step=on_step))
+            if found is not None:
+                found.enter(stack)
+            out = self.model.pipe(**arguments)
+        for fired in told:
+            message = f"{fired}; the images may repeat training data"
+            warnings.warn(message, MemorizationWarning, stacklevel=3)
         self.last = "warned" if told else "passed"
         return out
 
-    def _mitigated(self, prompt: str, arguments: dict[str, Any]) -> Any:
-        options = {
-            k: v
-            for k, v in arguments.items()
-            if k in ("num_inference_steps", "guidance_scale", "height", "width", "negative_prompt")
-        }
-        seeds: Sequence[int] = range(int(arguments.get("num_images_per_prompt", 1)))
-        found = mitigate(
-            self.model, prompt, method=self.method, seeds=seeds, **options, **self.method_options
-        )
-        changed = arguments | {k: v for k, v in found.options.items() if k == "latents"}
-        with ExitStack() as stack:
-            found.enter(stack)
-            try:
-                out = self._watched(found.prompt, changed)
-            except _Fired as again:
-                raise self._refused(again, f"so did the mitigation ({found.method})") from None
+    def _fired(self, view: StepView) -> _Fired | None:
+        for name in self.band.scores:
+            values = getattr(view, name)
+            if values is None or bool(values.isnan().any()):
+                raise InputError(
+                    f"{self.model.name} shows no {name} in this run, which the band judges; give "
+                    "it a guidance_scale above 1, or calibrate on other scores"
+                )
+            score, limit = float(values.max()), self.band.limit(view.sigma, name)
+            if score > limit:
+                return _Fired(name, view.index, score, limit)
+        return None
+
+    def _again(self, found: Mitigation, arguments: dict[str, Any], first: str) -> Any:
+        """Draw under the mitigation, watched as before."""
+        own = {k: v for k, v in found.options.items() if k == "latents"}
+        try:
+            out = self._watched({**arguments, **own, "prompt": found.prompt}, found=found)
+        except _Fired as again:
+            self._released()
+            raise self._refused(again, f"after the mitigation by {found.method}; {first}") from None
         self.last = "mitigated"
         return out
 
+    def _released(self) -> None:
+        """Let a pipeline that off-loads its parts end the run that was stopped."""
+        free = getattr(self.model.pipe, "maybe_free_model_hooks", None)
+        if free is not None:
+            free()
+
     def _refused(self, fired: _Fired, why: str) -> Refused:
         self.last = "refused"
-        return Refused(
-            f"refused: at step {fired.step + 1} {self.band.score} was {fired.score:.3g}, above the "
-            f"limit {fired.bound:.3g} for ordinary prompts (rate {self.band.alpha:g}), and {why}",
-            fired.step,
-            fired.score,
-            fired.bound,
-        )
+        reason = f"refused: {fired} (false-positive rate {self.band.alpha:g}), {why}"
+        return Refused(reason, fired.step, fired.score, fired.bound)
+
+
+def _randomness(generator: Any) -> list[torch.Tensor]:
+    """Keep the states of the caller's generators, or of the global one."""
+    if generator is None:
+        return [torch.get_rng_state()]
+    many = generator if isinstance(generator, list) else [generator]
+    return [g.get_state() for g in many]
+
+
+def _restore(generator: Any, kept: list[torch.Tensor]) -> None:
+    if generator is None:
+        torch.set_rng_state(kept[0])
+        return
+    many = generator if isinstance(generator, list) else [generator]
+    for own, state in zip(many, kept, strict=True):
+        own.set_state(state)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.prompt_scores import minus_denoising_loss
+from memfold.sampling.arguments import guidance_of
 from memfold.sampling.monitor import StepView
 from memfold.types import InputError
 
@@ -27,6 +28,10 @@ def late_guidance(
     before: float = 0.0,
 ) -> Mitigation:
     """Hold guidance at 0 or 1 until |eps_c - eps_0| has its first local minimum (Jain et al. 2025).
+
+    A minimum is a rise after a fall: where the difference only rises, guidance never begins. Each
+    image has its own. Helps where the held run leaves the memorized image's basin; where the
+    prompt alone (or the model without it) leads there anyway, it does not.
 
     Args:
         model: the pipeline; it needs an unconditional half.
@@ -48,17 +53,19 @@ def late_guidance(
 
     def fresh() -> Any:
         norms: list[Tensor] = []
-        open_: list[Tensor] = []
+        state: dict[str, Tensor] = {}
 
         def change(view: StepView) -> Tensor | None:
             if view.unconditional is None:
                 return None
             norm = view.cfg_norm
-            passed = open_[-1] if open_ else torch.zeros_like(norm, dtype=torch.bool)
+            never = torch.zeros_like(norm, dtype=torch.bool)
+            fallen, passed = state.get("fallen", never), state.get("passed", never)
             if norms:
-                passed = passed | (norm > norms[-1])
+                passed = passed | (fallen & (norm > norms[-1]))
+                fallen = fallen | (norm < norms[-1])
             norms.append(norm)
-            open_.append(passed)
+            state.update(fallen=fallen, passed=passed)
             if bool(passed.all()):
                 return None
             pull = view.conditional - view.unconditional
@@ -194,6 +201,6 @@ def away(
 
 
 def _scale(model: TextToImage, options: Mapping[str, Any]) -> float:
-    """Return the guidance of the run: what was asked for, or what the pipeline now uses."""
-    asked = options.get("guidance_scale")
-    return float(getattr(model.pipe, "guidance_scale", 1.0) if asked is None else asked)
+    """Return the guidance of the run: what was asked for, or what the pipeline takes by itself."""
+    found = guidance_of(model, options)
+    return 1.0 if found is None else found

@@ -17,7 +17,7 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 
 from .attention import AttentionWatch
 from .monitor import Monitor, StepView
-from .steering import conditioned
+from .steering import Change, conditioned, steered
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def generate_watched(
     seeds: Sequence[int],
     *,
     cond: Condition | None = None,
+    change: Change | None = None,
     attention: bool | None = None,
     guidance_scale: float | None = None,
     **options: Any,
@@ -76,6 +77,7 @@ def generate_watched(
         prompt: the words.
         seeds: one an image.
         cond: stands for the prompt's own condition (an optimised embedding); None for its own.
+        change: replaces steps, by `steered`; views and scores keep what the network itself said.
         attention: whether to watch the cross-attention; None for where there is any.
         guidance_scale: w; None for the pipeline's default.
         options: further arguments of the pipeline.
@@ -93,6 +95,8 @@ def generate_watched(
         if cond is not None:
             stack.enter_context(conditioned(model, cond))
         monitor = stack.enter_context(Monitor(model, attention=attention, keep=True))
+        if change is not None:
+            stack.enter_context(steered(model, change))
         x = model.generate(prompt, seeds, **options)
     wide = torch.promote_types(x.dtype, torch.float32)
     scale = guidance_scale
