@@ -60,7 +60,7 @@ def word_of_tokens(tokenizer: Any, ids: Sequence[int], prompt: str) -> list[int 
     """
     words, given = words_of(prompt), list(ids)
     best: tuple[int, list[int | None]] = (0, [None] * len(given))
-    for text, shift in _variants(prompt):
+    for text, shift in _variants(prompt[: _reach(words, len(given))]):
         own, spans = _tokenized(tokenizer, text)
         own = own[: len(given)]  # no more can have reached the encoder
         found: list[int | None] = [None] * len(given)
@@ -75,6 +75,11 @@ def word_of_tokens(tokenizer: Any, ids: Sequence[int], prompt: str) -> list[int 
         if own and count == len(own):
             break
     return best[1]
+
+
+def _reach(words: Sequence[Word], tokens: int) -> int:
+    """Find how many characters can have reached an encoder; some words may have no token."""
+    return words[min(len(words), 4 * tokens + 16) - 1].end if words else 0
 
 
 def _variants(prompt: str) -> list[tuple[str, int]]:
