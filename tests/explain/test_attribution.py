@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from memfold.denoisers.adapters._calls import same
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.explain.attribution import attribute
 from memfold.memorization.prompt_scores import SCORES
@@ -223,6 +224,47 @@ def test_the_rank_correlation_is_that_of_the_two_lists():
                       num_inference_steps=3, leave_one_out=True, generator=source())  # fmt: skip
     wanted = spearmanr(found.weights.tolist(), found.left_out.tolist()).statistic
     assert found.rank_correlation == pytest.approx(wanted)
+    wanted = spearmanr(found.weights.tolist(), found.masked.tolist()).statistic
+    assert found.masked_correlation == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("family", ["sd1 (eps)", "sdxl", "sd3", "flux", "pixart", "sana"])
+def test_a_masked_word_is_that_of_every_encoder_and_nothing_else(family):
+    """A mask leaves the hooks as they were, and what stands in a word's place does not count."""
+    from memfold.explain.left_out import masks
+
+    model = adapted(family)
+    one, other = (list(masks(model, text)) for text in ("a red dog", "a blue dog"))
+    with torch.no_grad():
+        assert same(one[1], other[1]) == 0  # the words that differ are masked
+        assert same(one[0], other[0]) > 0
+        assert same(one[1], model.condition("a red dog")) > 0
+        assert same(model.embedded("a red dog").cond, model.condition("a red dog")) < 1e-5
+
+
+def test_masking_falls_as_far_as_the_score_by_hand():
+    model = precise()
+    run = generate_watched(model, PROMPT, (4,), num_inference_steps=4, guidance_scale=3.0)
+    found = attribute(model, PROMPT, score="cfg_norm", steps=(1,), generation=run,
+                      leave_one_out=True)  # fmt: skip
+    table = model.pipe.text_encoder.get_input_embeddings()
+
+    def mask(module, args, out):
+        out = out.clone()
+        out[:, 2] = table.weight.mean(0)
+        return out
+
+    handle = table.register_forward_hook(mask)
+    cond = model.embedded(PROMPT).cond
+    handle.remove()
+    view = run.views[1]
+    with torch.no_grad():
+        without = model.model(view.x, view.sigma, run.uncond)
+        full, masked = (
+            float((model.model(view.x, view.sigma, c) - without).norm()) / view.sigma
+            for c in (run.cond, cond)
+        )
+    assert float(found.masked[1]) == pytest.approx(full - masked, rel=1e-4)
 
 
 @pytest.mark.parametrize(

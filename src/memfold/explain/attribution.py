@@ -25,6 +25,7 @@ from memfold.tensors import base_seed
 from memfold.types import InputError
 
 from .gradients import Embedding, Owner, embeddings, gradient_of
+from .left_out import fall, masks, without
 from .states import RUNNING, States
 from .tokens import Word, words_of
 
@@ -49,6 +50,9 @@ class Attribution:
         rank_correlation: Spearman's, between weights and `left_out`; None if not asked, NaN where
             it is not defined.
         warnings: what the reader must know.
+        masked: how much the score falls with the mean of the embedding table in each word's place,
+            which keeps the places of the others; None if not asked.
+        masked_correlation: Spearman's, between weights and `masked`.
     """
 
     prompt: str
@@ -63,6 +67,8 @@ class Attribution:
     left_out: Float[Tensor, " w"] | None
     rank_correlation: float | None
     warnings: tuple[str, ...]
+    masked: Float[Tensor, " w"] | None = None
+    masked_correlation: float | None = None
 
 
 def attribute(
@@ -102,7 +108,8 @@ def attribute(
         guidance_scale: w; the pipeline's default where None (for the scores around the finished
             image: the images are drawn with it, and None scores the prompt alone).
         num_inference_steps: steps of the generation; the pipeline's default where None.
-        leave_one_out: also measure the score without each word, at the same states.
+        leave_one_out: also measure the score without each word, left out and masked, at the same
+            states.
         generator: source of noises and probes.
         generation: a generation of this prompt, to be used instead of a new one.
 
@@ -140,7 +147,8 @@ def attribute(
     per_seed, warnings = _weights(prompt, states, embedded)
     n = len(per_seed)
     nan = torch.full((len(words),), float("nan"))
-    left_out = _left_out(model, prompt, states) if leave_one_out else None
+    left_out = fall(states, without(model, prompt)) if leave_one_out else None
+    masked = fall(states, masks(model, prompt)) if leave_one_out else None
     mean = per_seed.mean(0)
     return Attribution(
         prompt=prompt,
@@ -155,6 +163,8 @@ def attribute(
         left_out=left_out,
         rank_correlation=None if left_out is None else _correlation(mean, left_out),
         warnings=warnings,
+        masked=masked,
+        masked_correlation=None if masked is None else _correlation(mean, masked),
     )
 
 
@@ -197,21 +207,6 @@ def _notes(words: Sequence[Word], owners: Sequence[Owner]) -> tuple[str, ...]:
 
 def _counted(n: int) -> str:
     return "1 word" if n == 1 else f"{n} words"
-
-
-@torch.no_grad()
-def _left_out(model: TextToImage, prompt: str, states: States) -> Float[Tensor, " w"]:
-    """Measure how much the score falls without each word, at the same states."""
-    full = _mean_score(states, states.generation.cond)
-    drops = []
-    for word in words_of(prompt):
-        shorter = " ".join((prompt[: word.start] + prompt[word.end :]).split())
-        drops.append(full - _mean_score(states, model.condition(shorter)))
-    return torch.stack(drops).float().cpu()
-
-
-def _mean_score(states: States, cond: Any) -> Tensor:
-    return torch.stack(list(states.scores(cond))).double().mean()
 
 
 def _correlation(weights: Tensor, drops: Tensor) -> float:

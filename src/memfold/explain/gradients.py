@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.adapters.text_to_image import Leaf, TextToImage
 from memfold.types import InputError
 
 from .tokens import word_of_tokens
@@ -43,8 +43,7 @@ def embeddings(model: TextToImage, prompt: str, wrt: str) -> Embedding:
         InputError: the network is given no such tensor, or an encoder has no tokenizer.
     """
     found = model.embedded(prompt)
-    tokens = tuple((leaf.encoder, leaf.ids.flatten().tolist()) for leaf in found.leaves)
-    owners = [word_of_tokens(_tokenizer(model, name), ids, prompt) for name, ids in tokens]
+    owners = words_of_leaves(model, prompt, found.leaves)
     if wrt == "tokens":
         return Embedding(found.cond, tuple(leaf.embeddings for leaf in found.leaves), tuple(owners))
     leaves: list[Tensor] = []
@@ -67,6 +66,26 @@ def embeddings(model: TextToImage, prompt: str, wrt: str) -> Embedding:
             "wrt='tokens'"
         )
     return Embedding(cond, tuple(leaves), tuple(kept))
+
+
+def words_of_leaves(model: TextToImage, prompt: str, leaves: Sequence[Leaf]) -> list[Owner]:
+    """Find the word of each token of each leaf.
+
+    Args:
+        model: the pipeline.
+        prompt: the words.
+        leaves: what `model.embedded(prompt)` recorded.
+
+    Returns:
+        For each leaf the word of each of its places, or None.
+
+    Raises:
+        InputError: an encoder has no tokenizer.
+    """
+    return [
+        word_of_tokens(_tokenizer(model, leaf.encoder), leaf.ids.flatten().tolist(), prompt)
+        for leaf in leaves
+    ]
 
 
 def _owner_of(tensor: Tensor, owners: Sequence[Owner]) -> Owner | None:

@@ -1,0 +1,66 @@
+"""How much a score falls without a word: left out of the text, or masked in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from memfold.denoisers.adapters.text_to_image import TextToImage, _tables
+
+from .gradients import words_of_leaves
+from .states import States
+from .tokens import words_of
+
+
+@torch.no_grad()
+def fall(states: States, conditions: Iterable[Any]) -> Float[Tensor, " w"]:
+    """Measure how far the score falls under each of some conditions, at the same states.
+
+    Args:
+        states: where the score is taken.
+        conditions: one a word.
+
+    Returns:
+        Score of the prompt itself minus that under the condition, mean over states and seeds.
+    """
+    full = _mean(states, states.generation.cond)
+    return torch.stack([full - _mean(states, cond) for cond in conditions]).float().cpu()
+
+
+def without(model: TextToImage, prompt: str) -> Iterator[Any]:
+    """Yield the condition of the prompt without each of its words."""
+    for word in words_of(prompt):
+        yield model.condition(" ".join((prompt[: word.start] + prompt[word.end :]).split()))
+
+
+def masks(model: TextToImage, prompt: str) -> Iterator[Any]:
+    """Yield the condition with the mean of the embedding table in place of each word's tokens."""
+    owners = words_of_leaves(model, prompt, model.embedded(prompt).leaves)
+    for word in range(len(words_of(prompt))):
+        yield _masked(model, prompt, owners, word)
+
+
+def _masked(model: TextToImage, prompt: str, owners: list[Any], word: int) -> Any:
+    calls = iter(owners)  # the tables are asked in the order of the leaves
+
+    def mask(table: Any, args: tuple, output: Tensor) -> Tensor:
+        owner = torch.tensor([own == word for own in next(calls)], device=output.device)
+        mean = table.weight.detach().mean(0).to(output)
+        return torch.where(owner[None, :, None], mean, output)
+
+    with ExitStack() as stack:
+        for name, encoder in model.pipe.components.items():
+            if name.startswith("text_encoder") and hasattr(encoder, "get_input_embeddings"):
+                for table in _tables(encoder):
+                    stack.callback(table.register_forward_hook(mask).remove)
+        cond = model.embedded(prompt).cond
+    return cond.map(lambda name, tensor: tensor.detach())
+
+
+def _mean(states: States, cond: Any) -> Tensor:
+    return torch.stack(list(states.scores(cond))).double().mean()
