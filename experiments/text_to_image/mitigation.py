@@ -19,16 +19,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
 from experiments.text_to_image.data import CLASSES
 from memfold import TextToImage, attribute, mitigate
 from memfold.audit.scoring import Scoring
+from memfold.mitigation.evaluate import copies, frechet, recheck
+from memfold.sampling.trajectory import generate_watched
 
 ASSETS = Path("assets/text_to_image")
 LIMIT, SEEDS = 0.15, (0, 1, 2, 3)
+ATTACKED = 5  # prompts of each kind in the adversarial recheck
 RUN = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
 
@@ -84,14 +86,6 @@ class Judge:
         }
 
 
-def frechet(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Frechet distance of two clouds (Heusel et al. 2017)."""
-    ma, mb = a.mean(0).numpy(), b.mean(0).numpy()
-    ca, cb = np.cov(a.T.numpy()), np.cov(b.T.numpy())
-    root = np.real(sqrtm(ca @ cb))
-    return float(((ma - mb) ** 2).sum() + np.trace(ca + cb - 2 * root))
-
-
 def methods(model: TextToImage, judge: Judge) -> dict[str, Callable]:
     """Return each method as a function from a caption to latents."""
 
@@ -110,21 +104,55 @@ def methods(model: TextToImage, judge: Judge) -> dict[str, Callable]:
     return {
         "none": lambda caption: model.generate(caption, SEEDS, **RUN),
         "embedding": of("embedding"),
-        "embedding, lr .05": of("embedding", rounds=3, learning_rate=0.05),
         "rewrite 1": of("rewrite", n_words=1),
         "random rewrite 1": of("random_rewrite", n_words=1),
         "rewrite 2": of("rewrite", n_words=2),
         "random rewrite 2": of("random_rewrite", n_words=2),
         "random words 4": of("random_words"),
+        "random numbers 4": of("random_words", kind="numbers"),
+        "repeats 4": of("random_words", kind="repeats"),
         "late guidance 0": of("late_guidance"),
         "late guidance 1": of("late_guidance", before=1.0),
-        "LID guidance .25": of("lid_guidance", strength=0.25),
         "LID guidance .5": of("lid_guidance", strength=0.5),
-        "LID guidance 1": of("lid_guidance", strength=1.0),
         "padding": of("padding"),
+        "padding, start": of("padding", fill="start"),
         "noise": of("noise"),
         "away": of("away", reference=latents),
     }
+
+
+def rechecked(model: TextToImage, judge: Judge, picked: dict[str, list[str]]) -> list[dict]:
+    """Optimise embeddings to bring images back: memorized ones after mitigation, and controls."""
+    data = np.load(ASSETS / "train.npz")
+    groups, captions = data["groups"], data["captions"]
+
+    def latent(index: int) -> torch.Tensor:
+        picture = torch.from_numpy(data["images"][index]).float() / 255
+        return model.encode(picture[None, None].expand(-1, 3, -1, -1))
+
+    ordinary = np.flatnonzero(groups == "ordinary")
+    cases: dict[str, list] = {"memorized, mitigated": [], "memorized, other prompt": [],
+                              "seen once, own prompt": []}  # fmt: skip
+    for k, caption in enumerate(picked["verbatim"][:ATTACKED]):
+        x = latent(int(np.flatnonzero(captions == caption)[0]))
+        made = mitigate(model, caption, method="embedding", seeds=SEEDS, **RUN)
+        cases["memorized, mitigated"].append((caption, made.cond, x))
+        other = picked["none"][k]
+        cases["memorized, other prompt"].append((other, model.condition(other), x))
+        once = int(ordinary[37 * k])
+        own = str(captions[once])
+        cases["seen once, own prompt"].append((own, model.condition(own), latent(once)))
+    rows = []
+    for name, some in cases.items():
+        before, after = [], []
+        for caption, cond, x in some:
+            found = recheck(model, cond, x, generator=torch.Generator().manual_seed(0))
+            for now, kept in ((cond, before), (found, after)):
+                drawn = generate_watched(model, caption, SEEDS, cond=now, attention=False, **RUN).x
+                kept.append(float(copies(drawn, x, LIMIT).float().mean()))
+        rows.append({"image": name, "prompts": len(some), "before": float(np.mean(before)),
+                     "after": float(np.mean(after))})  # fmt: skip
+    return rows
 
 
 def main() -> None:
@@ -159,9 +187,18 @@ def main() -> None:
             entry["frechet"] = frechet(torch.cat([f["embedded"] for f in found]), judge.real)
             entry["seconds"] = (time.monotonic() - start) / len(captions)
             table.append(entry)
+    attacks = rechecked(model, judge, picked)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "mitigation.json").write_text(json.dumps(table, indent=1))
-    text = markdown(table)
+    found = {"methods": table, "recheck": attacks}
+    (args.out / "mitigation.json").write_text(json.dumps(found, indent=1))
+    text = (
+        markdown(table)
+        + "\n| image | prompts | copied before | after the attack |\n|---|---|---|---|\n"
+    )
+    for row in attacks:
+        text += (
+            f"| {row['image']} | {row['prompts']} | {row['before']:.2f} | {row['after']:.2f} |\n"
+        )
     (args.out / "mitigation.md").write_text(text)
     print(text)
 

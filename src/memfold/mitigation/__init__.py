@@ -11,12 +11,15 @@ import torch
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.types import InputError
 
+from .away import away
 from .base import Mitigation
 from .embedding import embedding
+from .lid_guidance import lid_guidance
 from .noise import noise
 from .padding import padding
-from .steps import away, late_guidance, lid_guidance
-from .words import random_rewrite, random_words, rewrite
+from .random_tokens import random_words
+from .rewrite import random_rewrite, rewrite
+from .schedule import late_guidance
 
 METHODS: dict[str, Callable[..., Mitigation]] = {
     "embedding": embedding,
@@ -29,6 +32,8 @@ METHODS: dict[str, Callable[..., Mitigation]] = {
     "noise": noise,
     "away": away,
 }
+
+_GIVEN = {"model", "prompt", "seeds", "weights", "generator", "options"}  # by mitigate itself
 
 
 def mitigate(
@@ -64,8 +69,8 @@ def mitigate(
         raise InputError(f"the prompt {prompt!r} has no words; there is nothing to mitigate")
     model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
     function = METHODS[method]
-    known = set(inspect.signature(function).parameters)
-    own = {k: v for k, v in options.items() if k in known - {"options"}}
+    known = set(inspect.signature(function).parameters) - _GIVEN
+    own = {k: v for k, v in options.items() if k in known}
     rest = {k: v for k, v in options.items() if k not in own}
     unknown = sorted(set(rest) - model.accepts)
     if unknown:

@@ -7,8 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.sampling.arguments import guidance_of
+from memfold.sampling.monitor import StepView
 from memfold.sampling.steering import Change, conditioned, steered
 from memfold.sampling.trajectory import Generation, generate_watched
 
@@ -26,6 +30,7 @@ class Mitigation:
         cond: stands for the prompt's own condition; None for its own.
         steering: makes a fresh change of the steps for each run; None for none.
         options: arguments of the pipeline.
+        start: makes the initial latents for seeds, as the pipeline's `latents`; None for its own.
     """
 
     model: TextToImage
@@ -36,6 +41,7 @@ class Mitigation:
     cond: Condition | None = None
     steering: Callable[[], Change] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    start: Callable[[Sequence[int]], Tensor] | None = None
 
     def enter(self, stack: ExitStack) -> None:
         """Put the change in force until the stack is closed; for a run by the caller's own hand.
@@ -56,7 +62,22 @@ class Mitigation:
         Returns:
             The generation.
         """
+        start: dict[str, Any] = {} if self.start is None else {"latents": self.start(seeds)}
         return generate_watched(
             self.model, self.prompt, seeds, cond=self.cond, attention=False,
-            change=None if self.steering is None else self.steering(), **self.options,
+            change=None if self.steering is None else self.steering(), **self.options, **start,
         )  # fmt: skip
+
+
+def guidance(model: TextToImage, options: Mapping[str, Any]) -> float:
+    """Return the guidance of a run: what was asked for, or what the pipeline takes by itself."""
+    found = guidance_of(model, options)
+    return 1.0 if found is None else found
+
+
+def guided(model: TextToImage, view: StepView, options: Mapping[str, Any]) -> Tensor:
+    """Return D_0 + w (D_c - D_0) of a step, or D_c where the run has no guidance."""
+    if view.unconditional is None:
+        return view.conditional
+    pull = view.conditional - view.unconditional
+    return view.unconditional + guidance(model, options) * pull

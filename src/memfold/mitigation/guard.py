@@ -222,7 +222,8 @@ class Guard:
 
     def _again(self, found: Mitigation, arguments: dict[str, Any], first: str) -> Any:
         """Draw under the mitigation, watched as before."""
-        own = {k: v for k, v in found.options.items() if k == "latents"}
+        images = int(argument_of(self.model, "num_images_per_prompt", arguments) or 1)
+        own = {} if found.start is None else {"latents": found.start(range(images))}
         try:
             out = self._watched({**arguments, **own, "prompt": found.prompt}, found=found)
         except _Fired as again:

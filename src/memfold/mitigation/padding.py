@@ -1,4 +1,4 @@
-"""Replace what stands at the padding and the end of a prompt (it carries memorized content)."""
+"""Ends of prompts that say nothing: the end and padding tokens repeat the prompt."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from memfold.types import InputError
 
 from .base import Mitigation
 
+FILLS = ("empty", "start", "zero")
+
 
 def padding(
     model: TextToImage,
@@ -22,30 +24,37 @@ def padding(
     weights: Mapping[str, float] | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
+    fill: str = "empty",
+    keep_end: bool = False,
 ) -> Mitigation:
-    """Give the end and padding positions the embeddings of the empty prompt.
+    """Put other embeddings in the places of the end and padding tokens.
 
-    In a causal text encoder they have seen the whole prompt, and hold it once more.
+    In a causal text encoder these have seen the whole prompt, and hold it once more; much of a
+    memorized prompt's attention goes there (Chen et al. 2025).
 
     Args:
-        model: the pipeline; its embedding has a place for each token.
+        model: the pipeline; its embedding has a place for each token of its tokenizer.
         prompt: the words.
         seeds: not used.
         weights: not used.
         generator: not used.
         options: arguments of the pipeline.
+        fill: "empty": what the empty prompt has there; "start": the start token's embedding, which
+            in a causal encoder has seen no word; "zero".
+        keep_end: leave the end token as it is.
 
     Returns:
         The mitigation.
 
     Raises:
-        InputError: the pipeline has no unconditional half or no such embedding.
+        InputError: the fill is unknown, the pipeline has no unconditional half, or it is not known
+            which places are padding.
     """
-    tokenizer = getattr(model.pipe, "tokenizer", None)
-    if tokenizer is None:
-        raise InputError(f"{model.name} has no tokenizer; the prompt's end cannot be found")
-    cond, empty = model.condition(prompt), model.unconditional()
-    length = len(tokenizer(prompt, add_special_tokens=True).input_ids)
+    if fill not in FILLS:
+        raise InputError(f"fill = {fill!r} is unknown; choose from {', '.join(FILLS)}")
+    start = _words(model, prompt) - (0 if keep_end else 1)
+    cond = model.condition(prompt)
+    empty = model.unconditional() if fill == "empty" else cond
     changed: list[str] = []
 
     def change(name: str, tensor: Tensor) -> Tensor:
@@ -54,7 +63,8 @@ def padding(
             return tensor
         changed.append(name)
         out = tensor.clone()
-        out[:, length - 1 :] = other[:, length - 1 :]
+        filling = {"empty": other[:, start:], "start": tensor[:, :1], "zero": torch.zeros(())}
+        out[:, start:] = filling[fill]
         return out
 
     new = cond.map(change)
@@ -62,6 +72,18 @@ def padding(
         raise InputError(f"{model.name} gives its network no embedding with a place for each token")
     return Mitigation(
         model, "padding", prompt, prompt,
-        "the end and padding positions were given the empty prompt's embeddings",
+        f"the places of the {'' if keep_end else 'end and '}padding tokens were filled ({fill})",
         cond=new, options=options,
     )  # fmt: skip
+
+
+def _words(model: TextToImage, prompt: str) -> int:
+    """Count the places before the padding, the end token included."""
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    found = [t for t in (getattr(model.pipe, n, None) for n in names) if t is not None]
+    if not found or len({type(t) for t in found}) > 1 or found[0].padding_side != "right":
+        raise InputError(
+            f"{model.name}: memfold cannot tell which places are padding (it needs one kind of "
+            "tokenizer, padding on the right); choose another method"
+        )
+    return min(len(found[0](prompt).input_ids), found[0].model_max_length)
