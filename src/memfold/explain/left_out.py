@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage, _tables
 
-from .gradients import words_of_leaves
+from .gradients import Owner, words_of_leaves
 from .states import States
 from .tokens import words_of
 
@@ -23,29 +23,39 @@ def fall(states: States, conditions: Iterable[Any]) -> Float[Tensor, " w"]:
 
     Args:
         states: where the score is taken.
-        conditions: one a word.
+        conditions: one a word; None for a word that did not reach an encoder.
 
     Returns:
         Score of the prompt itself minus that under the condition, mean over states and seeds.
     """
     full = _mean(states, states.generation.cond)
-    return torch.stack([full - _mean(states, cond) for cond in conditions]).float().cpu()
+    falls = [full - (full if c is None else _mean(states, c)) for c in conditions]
+    return torch.stack(falls).float().cpu()
 
 
 def without(model: TextToImage, prompt: str) -> Iterator[Any]:
-    """Yield the condition of the prompt without each of its words."""
-    for word in words_of(prompt):
-        yield model.condition(" ".join((prompt[: word.start] + prompt[word.end :]).split()))
+    """Yield the condition of the prompt without each of its words; None for those cut off."""
+    words = words_of(prompt)
+    last = _last(words_of_leaves(model, prompt, model.embedded(prompt).leaves))
+    for i, word in enumerate(words):
+        shorter = " ".join((prompt[: word.start] + prompt[word.end :]).split())
+        yield model.condition(shorter) if i <= last else None
 
 
 def masks(model: TextToImage, prompt: str) -> Iterator[Any]:
     """Yield the condition with the mean of the embedding table in place of each word's tokens."""
     owners = words_of_leaves(model, prompt, model.embedded(prompt).leaves)
+    last = _last(owners)
     for word in range(len(words_of(prompt))):
-        yield _masked(model, prompt, owners, word)
+        yield _masked(model, prompt, owners, word) if word <= last else None
 
 
-def _masked(model: TextToImage, prompt: str, owners: list[Any], word: int) -> Any:
+def _last(owners: list[Owner]) -> int:
+    """Find the last word that reached an encoder: what stands behind it was cut off."""
+    return max((word for owner in owners for word in owner if word is not None), default=-1)
+
+
+def _masked(model: TextToImage, prompt: str, owners: list[Owner], word: int) -> Any:
     calls = iter(owners)  # the tables are asked in the order of the leaves
 
     def mask(table: Any, args: tuple, output: Tensor) -> Tensor:

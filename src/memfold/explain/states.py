@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from memfold.memorization.prompt_scores import SCORES
 from memfold.sampling.trajectory import Generation
-from memfold.tensors import normal_like, rademacher_like
+from memfold.tensors import sample_generators
 from memfold.types import InputError
 
 RUNNING = ("cfg_norm", "guided_score_norm")  # taken at the states of the generation
@@ -68,12 +69,38 @@ class States:
                 x = view.x[part]
                 yield function(network, x, view.sigma, cond, g.uncond, guidance_scale=self.w)
             return
-        x0 = g.x[part]
-        noises = normal_like(x0, len(self.sigmas), self.seed)
-        probes = rademacher_like(x0, _PROBES, self.seed + 1)
+        x0, seeds = g.x[part], g.seeds[part]
+        noises = keyed_noises(x0, seeds, len(self.sigmas), self.seed)
+        signs = keyed_noises(x0, seeds, _PROBES, self.seed + 1) < 0
+        probes = 1 - 2 * signs.to(x0)
         for i, sigma in enumerate(self.sigmas):
             noise = noises[:, i]
             yield function(
                 network, x0 + sigma * noise, sigma, cond, g.uncond, guidance_scale=self.w,
                 noise=noise, probes=probes,
             )  # fmt: skip
+
+
+def keyed_noises(
+    x: Float[Tensor, "b *d"], seeds: Sequence[int], n: int, key: int
+) -> Float[Tensor, "b n *d"]:
+    """Draw n standard normal tensors for each image, keyed by the number of its seed.
+
+    Not by its content: an image drawn among others differs from itself drawn alone by rounding,
+    and would be given other noises.
+
+    Args:
+        x: images, for shape and type.
+        seeds: the seed that each was drawn from.
+        n: tensors for each image.
+        key: of the whole draw.
+
+    Returns:
+        The noises.
+    """
+    numbers = [[float(byte) for byte in (s % 2**64).to_bytes(8, "little")] for s in seeds]
+    draws = [
+        torch.randn(n, *x.shape[1:], generator=g, dtype=torch.float32)
+        for g in sample_generators(torch.tensor(numbers), key)
+    ]
+    return torch.stack(draws).to(x)
