@@ -35,6 +35,9 @@ Overwrite = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command()(bench)
+    app.command()(explain)
+    app.command()(calibrate)
+    app.command()(mitigate)
 
 
 def bench(
@@ -95,6 +98,181 @@ def bench(
         progress=not json_,
     )  # fmt: skip
     typer.echo(json.dumps(found) if json_ else (Path(out) / "bench.md").read_text("utf-8"))
+
+
+Prompt = Annotated[str, typer.Option("--prompt", help="The prompt.")]
+
+
+def explain(
+    model: Pipeline,
+    prompt: Prompt,
+    score: Annotated[
+        str,
+        typer.Option("--score", help="cfg_norm, guided_score_norm, -flipd or -denoising_loss."),
+    ] = "-denoising_loss",
+    wrt: Annotated[
+        str, typer.Option("--wrt", help="tokens: token embeddings; prompt: the prompt's embedding.")
+    ] = "tokens",
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also leave out each word: the check.")
+    ] = False,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Write explanation.json and explanation.html here.")
+    ] = None,
+    images: Images = 4,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    half: Half = False,
+    allow_pickle: Pickle = False,
+    json_: Json = False,
+) -> None:
+    """Say which words of a prompt a memorization score hangs on.
+
+    Weights are gradients of the score, averaged over seeds. --leave-one-out also draws the score
+    without each word, and tells how well both agree.
+
+    [bold]Example[/bold]: memfold explain my-pipeline --prompt "a photo of ..." --out dir
+    """
+    from memfold.audit.explained import explained, write_explanation
+    from memfold.audit.scoring import Scoring
+
+    scoring = Scoring(
+        model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
+        device=device, half=half, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    found = explained(scoring, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out)
+    if out is not None:
+        write_explanation(found, out)
+    if json_:
+        typer.echo(json.dumps(found.facts()))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    a, console = found.attribution, Console()
+    top = max((float(w) for w in a.weights), default=0.0) or 1.0
+    shaded = Text()
+    for word, weight in zip(a.words, a.weights, strict=True):
+        share = max(float(weight) / top, 0.0)
+        color = f"rgb({round(60 + 195 * share)},{round(60 + 60 * (1 - share))},60)"
+        shaded.append(printable(word), style=f"white on {color}" if share > 0.15 else "")
+        shaded.append(" ")
+    console.print(shaded)
+    table = Table("word", "weight", "standard error", *(["falls without"] if leave_one_out else []))
+    for i, word in enumerate(a.words):
+        left = [] if a.left_out is None else [f"{float(a.left_out[i]):.3g}"]
+        table.add_row(
+            Text(printable(word)), f"{float(a.weights[i]):.3g}", f"{float(a.stderr[i]):.2g}", *left
+        )
+    console.print(table)
+    typer.echo(f"Score {a.score} {a.where}; weights by gradient, {a.wrt}.")
+    if a.rank_correlation is not None:
+        typer.echo(f"Rank correlation with leaving words out: {a.rank_correlation:.2f}")
+        typer.echo(f"Rank correlation with masking words in place: {a.masked_correlation:.2f}")
+    for note in a.warnings:
+        typer.echo(f"Note: {printable(note)}")
+
+
+def calibrate(
+    model: Pipeline,
+    prompts: Annotated[str, typer.Option("--prompts", help="Ordinary prompts, not memorized.")],
+    out: Annotated[str, typer.Option("--out", help="The band (.json); parts go to OUT.parts.")],
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Wanted false-positive rate of a generation.")
+    ] = 0.01,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", help="cfg_norm, guided_score_norm or bright_ending; repeatable."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", help="Images of a prompt that a call may draw together.")
+    ] = 1,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    half: Half = False,
+    allow_pickle: Pickle = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the band in which ordinary prompts stay over the steps, for memfold.Guard.
+
+    Each prompt is drawn with seeds of its own. A run that was stopped goes on where it was.
+
+    [bold]Example[/bold]: memfold calibrate my-pipeline --prompts ordinary.txt --out band.json
+    """
+    from memfold.audit.explained import calibrated
+    from memfold.audit.scoring import Scoring
+
+    scoring = Scoring(
+        model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
+        device=device, half=half, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    band = calibrated(
+        scoring, prompts, out, alpha=alpha, scores=tuple(score or ()), overwrite=overwrite
+    )
+    typer.echo(
+        f"{out}: {band.n} ordinary prompts, {len(band.sigmas)} steps, limit {band.threshold:.3g} "
+        f"spreads above the median at every step, false-positive rate {band.alpha:g}."
+    )
+
+
+def mitigate(
+    model: Pipeline,
+    prompt: Prompt,
+    out: Annotated[str, typer.Option("--out", help="Directory of before.png, after.png, JSON.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="embedding, rewrite, random_rewrite, random_words, late_guidance, lid_guidance, "
+            "padding or noise.",
+        ),
+    ] = "embedding",
+    band: Annotated[
+        str | None, typer.Option("--band", help="From memfold calibrate: are the images in it?")
+    ] = None,
+    images: Images = 4,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    half: Half = False,
+    allow_pickle: Pickle = False,
+    json_: Json = False,
+) -> None:
+    """Draw a prompt without repeating what the model knows by heart.
+
+    Writes the images before and after, with the same seeds, and mitigation.json.
+
+    [bold]Example[/bold]: memfold mitigate my-pipeline --prompt "a photo of ..." --out dir
+    """
+    from memfold.audit.explained import mitigated
+    from memfold.audit.scoring import Scoring
+
+    scoring = Scoring(
+        model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
+        device=device, half=half, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    found = mitigated(scoring, prompt, out, method=method, band=band)
+    if json_:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(printable(found["description"]))
+    for name, (before, after) in found["scores"].items():
+        typer.echo(f"  {name:<20} {before:>9.3f} -> {after:.3f}")
+    if found["leaves_band"] is not None:
+        before, after = (sum(left) for left in found["leaves_band"])
+        typer.echo(f"  images that leave the band: {before} -> {after} of {images}")
+    typer.echo(f"Images: {Path(out) / 'before.png'}, {Path(out) / 'after.png'}")
+
+
+def printable(text: str) -> str:
+    """Replace what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def print_prompts(facts: dict[str, Any], report: str) -> None:

@@ -295,7 +295,7 @@ def test_page_is_small(html):
 
 def test_templates_lie_in_the_package():
     templates = Path(memfold.report.__file__).parent / "templates"
-    names = {"report.html", "prompts.html", "report.css", "report.js"}
+    names = {"report.html", "prompts.html", "explanation.html", "report.css", "report.js"}
     assert {path.name for path in templates.iterdir()} == names
 
 

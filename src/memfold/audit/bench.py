@@ -26,7 +26,6 @@ from .scoring import Scoring, model_digest, score_prompts, usable
 from .store import Columns, Store, write_text
 
 FPR = 0.01
-_FREE = {"during": "first and all steps of the generation itself", "images": "the images"}
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,9 @@ def _rows(
     kinds, family = np.array(labelled.kinds), np.array(labelled.families)
     rows = []
     for name, table in scores.items():
-        entry: dict[str, Any] = {"detector": name} | _cost(name, columns, scoring)
+        # A score of one image that looks at the other seeds is no score of one image.
+        many = name == VERDICT or DETECTORS[name].many
+        entry: dict[str, Any] = {"detector": name, "many": many} | _cost(name, columns, scoring)
         for label, values in (("one", table[:, 0]), ("all", table.mean(1))):
             for group in ("memorized", "verbatim", "template"):
                 positive = _positive(kinds) if group == "memorized" else kinds == group
@@ -334,8 +335,8 @@ def markdown(found: dict[str, Any]) -> str:
             _with(many["tpr"], many["tpr_interval"]),
             *(f"{k['auroc']:.3f} / {k['tpr']:.2f}" if k else "-" for k in kinds),
             f"{row['all.near_called']:.2f}" if "all.near_called" in row else "-",
-            f"{one['auroc']:.3f}",
-            f"{one['tpr']:.2f}",
+            "-" if row["many"] else f"{one['auroc']:.3f}",
+            "-" if row["many"] else f"{one['tpr']:.2f}",
             *(_number(row[k]) for k in ("passes", "products", "ms")),
         ]
         lines.append("| " + " | ".join(cells) + " |")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy import ndarray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,6 +29,7 @@ from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.types import InputError
 
 from . import summary
+from .explained import png_bytes
 from .prompt_plan import METHODS_OFF, PromptPlan
 from .scoring import model_digest, score_prompts, usable
 from .store import Columns, Store, concat, write_table, write_text
@@ -188,7 +187,7 @@ def _evidence(
     row: dict[str, Any] = {
         "prompt": prompt,
         "index": index,
-        "images": [png(image) for image in generation.images],
+        "images": [png_bytes(image) for image in generation.images],
         "nearest": [],
         "nearest_id": [],
         "nearest_calibrated": [],
@@ -198,7 +197,7 @@ def _evidence(
         matches = nearest_training(generation.x.flatten(1).cpu().float(), latents, k=k, top=1)
         best = int(matches.calibrated[:, 0].argmin())
         place = int(matches.index[best, 0])
-        row["nearest"] = [png(data.batch(place, place + 1)[0])]
+        row["nearest"] = [png_bytes(data.batch(place, place + 1)[0])]
         row["nearest_id"] = [data.ids[place]]
         row["nearest_calibrated"] = [float(v) for v in matches.calibrated[:, 0]]
     row |= _explained(plan, model, prompt, generation)
@@ -247,20 +246,10 @@ def _mitigated(
         return empty | {"mitigated_note": str(error)}
     score = generation.scores.get(WATCHED)
     return {
-        "mitigated": [png(image) for image in generation.images],
+        "mitigated": [png_bytes(image) for image in generation.images],
         "mitigated_note": found.description,
         "mitigated_score": [] if score is None else score.mean(0).tolist(),
     }
-
-
-def png(image: Tensor) -> bytes:
-    """Encode one image with values in [0, 1], shape (c, h, w), as PNG."""
-    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    array = pixels.numpy()
-    picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _facts(

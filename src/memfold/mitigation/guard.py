@@ -148,12 +148,14 @@ class Guard:
                 raise self._refused(fired, "the guard was told to refuse") from None
             first = str(fired)
         options = {k: v for k, v in arguments.items() if k not in _CALL}
+        if "band" in inspect.signature(METHODS[self.method]).parameters:
+            options["band"] = self.band
         seeds = range(int(argument_of(self.model, "num_images_per_prompt", arguments) or 1))
         with torch.random.fork_rng(devices=[]):
             self.mitigation = mitigate(
                 self.model, prompt, method=self.method, seeds=seeds,
                 weights=None if self.weights is None else self.weights(prompt),
-                **options, **self.method_options,
+                **(options | self.method_options),
             )  # fmt: skip
         _restore(arguments.get("generator"), kept)
         return self._again(self.mitigation, arguments, first)

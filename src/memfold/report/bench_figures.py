@@ -57,8 +57,7 @@ def _row(row: Mapping[str, Any], key: str, low: float, left: float, y: float) ->
         f'<path class="bar" d="M{a:.1f} {y:.1f}H{b:.1f}"/>',
         f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="4">'
         f"<title>{figures.escape(said)}</title></circle>",
-        f'<circle class="one" cx="{ring:.1f}" cy="{y:.1f}" r="5.5"/>',
-    ]
+    ] + ([] if row.get("many") else [f'<circle class="one" cx="{ring:.1f}" cy="{y:.1f}" r="5.5"/>'])
 
 
 def _place(value: float, low: float, left: float) -> float:

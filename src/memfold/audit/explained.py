@@ -1,0 +1,271 @@
+"""What the commands for one prompt, and for calibration, do and write."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import memfold
+from memfold.datasets.prompts import read_prompts
+from memfold.explain.attribution import Attribution, attribute
+from memfold.lid.scale import default_sigmas, lid_curve
+from memfold.memorization.band import Band
+from memfold.memorization.calibrate import calibrate, weights_digest
+from memfold.mitigation import mitigate
+from memfold.report.prompt_figures import explanation_page
+from memfold.report.word_figure import shaded_words
+from memfold.sampling.arguments import guidance_of
+from memfold.sampling.trajectory import Generation, generate_watched
+from memfold.types import Curve, InputError
+
+from .scoring import Scoring, model_digest
+from .store import Store, write_text
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """An attribution, and what stands beside it.
+
+    Attributes:
+        attribution: weights of the words.
+        generation: the images that it was measured on.
+        curves: LID over sigma at the first image, by name: with the prompt, without one.
+    """
+
+    attribution: Attribution
+    generation: Generation
+    curves: dict[str, Curve]
+
+    def facts(self) -> dict[str, Any]:
+        """Give plain data for explanation.json."""
+        a = self.attribution
+        return {
+            "memfold": memfold.__version__,
+            "prompt": a.prompt,
+            "words": list(a.words),
+            "weights": [float(w) for w in a.weights],
+            "stderr": [_number(w) for w in a.stderr],
+            "left_out": None if a.left_out is None else [float(w) for w in a.left_out],
+            "rank_correlation": None if a.rank_correlation is None else _number(a.rank_correlation),
+            "masked": None if a.masked is None else [float(w) for w in a.masked],
+            "masked_correlation": (
+                None if a.masked_correlation is None else _number(a.masked_correlation)
+            ),
+            "score": a.score,
+            "wrt": a.wrt,
+            "where": a.where,
+            "seeds": list(self.generation.seeds),
+            "curves": {
+                name: {"sigmas": c.sigmas.tolist(), "lid": c.lid[0].tolist()}
+                for name, c in self.curves.items()
+            },
+            "warnings": list(a.warnings),
+        }
+
+
+def explained(
+    scoring: Scoring, prompt: str, *, score: str, wrt: str, leave_one_out: bool
+) -> Explanation:
+    """Explain a prompt: draw it, attribute the score, and measure LID with and without it.
+
+    Args:
+        scoring: the pipeline, seeds and steps.
+        prompt: the words.
+        score: name of the score.
+        wrt: "tokens" or "prompt".
+        leave_one_out: also leave out each word.
+
+    Returns:
+        The explanation.
+    """
+    model = scoring.load()
+    generation = generate_watched(
+        model, prompt, scoring.seeds, attention=False, **scoring.options()
+    )
+    found = attribute(
+        model, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out, generation=generation,
+        guidance_scale=scoring.guidance_scale if score == "guided_score_norm" else None,
+        generator=torch.Generator().manual_seed(scoring.seed),
+    )  # fmt: skip
+    x = generation.x[:1]
+    sigmas = default_sigmas(model.model, 10)
+    named = {"with the prompt": model.denoiser(prompt)}
+    if model.has_unconditional:
+        named["without a prompt"] = model.denoiser()
+    curves = {
+        name: lid_curve(denoiser, x, sigmas, generator=torch.Generator().manual_seed(scoring.seed))
+        for name, denoiser in named.items()
+    }
+    return Explanation(found, generation, curves)
+
+
+def write_explanation(found: Explanation, out: str | Path) -> None:
+    """Write explanation.json, a self-contained explanation.html, and words.svg.
+
+    Args:
+        found: the explanation.
+        out: directory; created if need be.
+    """
+    directory = _directory(out)
+    facts = found.facts()
+    write_text(directory / "explanation.json", json.dumps(facts, indent=1))
+    write_text(directory / "words.svg", shaded_words(facts["words"], facts["weights"]))
+    images = [png_bytes(image) for image in found.generation.images]
+    write_text(directory / "explanation.html", explanation_page(facts, images))
+
+
+def calibrated(
+    scoring: Scoring,
+    prompts: str | Path,
+    out: str | Path,
+    *,
+    alpha: float,
+    scores: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Band:
+    """Fit the band of ordinary prompts and save it.
+
+    Args:
+        scoring: the pipeline and how it is run, images a prompt included.
+        prompts: file of ordinary prompts.
+        out: file of the band; finished prompts are kept in a directory beside it.
+        alpha: wanted false-positive rate.
+        scores: names of the monitor's scores; empty for those that the pipeline has.
+        overwrite: discard the prompts of another calibration.
+        progress: show a bar.
+
+    Returns:
+        The band.
+
+    Raises:
+        InputError: too few prompts, or a score that the pipeline does not have.
+    """
+    path = Path(out)
+    if path.is_dir():
+        raise InputError(f"--out {out} is a directory; name a file, such as band.json")
+    texts = list(dict.fromkeys(read_prompts(prompts).prompts))
+    fingerprint = {
+        **scoring.settings(), "model": model_digest(scoring.model), "prompts": texts,
+        "scores": list(scores), "memfold": memfold.__version__,
+    }  # fmt: skip
+    store = Store(f"{out}.parts", fingerprint, overwrite=overwrite)
+
+    def keep(i: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        kept = store.piece("calibration", i, lambda: {k: [v] for k, v in run().items()})
+        return {k: v[0] for k, v in kept.items()}
+
+    band = calibrate(
+        scoring.load(), texts, alpha=alpha, images=scoring.images, seed=scoring.seed,
+        scores=tuple(scores) or None, keep=keep, progress=progress, **scoring.options(),
+    )  # fmt: skip
+    band.save(path)
+    return band
+
+
+def mitigated(
+    scoring: Scoring,
+    prompt: str,
+    out: str | Path,
+    *,
+    method: str,
+    band: str | Path | None = None,
+) -> dict[str, Any]:
+    """Draw a prompt before and after a mitigation and write both.
+
+    Args:
+        scoring: the pipeline, seeds and steps.
+        prompt: the words.
+        out: directory; created if need be.
+        method: name of the mitigation.
+        band: file of a band, to say whether the images leave it before and after.
+
+    Returns:
+        What mitigation.json holds.
+
+    Raises:
+        InputError: the method needs what a command cannot give, or the band is of something else.
+    """
+    limits = None if band is None else Band.load(band)
+    model, directory = scoring.load(), _directory(out)
+    if limits is not None:
+        guidance = guidance_of(model, scoring.options())
+        digest = weights_digest(model.network)
+        limits.check(pipeline=model.name, digest=digest, guidance_scale=guidance)
+    before = generate_watched(model, prompt, scoring.seeds, attention=False, **scoring.options())
+    weights = None
+    if method == "rewrite":
+        found = attribute(model, prompt, generation=before)
+        weights = dict(zip(found.words, found.weights.tolist(), strict=True))
+    made = mitigate(
+        model, prompt, method=method, seeds=scoring.seeds, weights=weights,
+        generator=torch.Generator().manual_seed(scoring.seed), **scoring.options(),
+    )  # fmt: skip
+    after = made.generate(scoring.seeds)
+    facts = {
+        "memfold": memfold.__version__,
+        "method": made.method,
+        "original": prompt,
+        "prompt": made.prompt,
+        "description": made.description,
+        "seeds": scoring.seeds,
+        "scores": {
+            name: [float(before.scores[name].mean()), float(after.scores[name].mean())]
+            for name in before.scores
+            if name in after.scores
+        },
+        "leaves_band": None if limits is None else [_left(limits, g) for g in (before, after)],
+    }
+    for name, generation in (("before", before), ("after", after)):
+        strip = torch.cat(list(generation.images), dim=2)
+        (directory / f"{name}.png").write_bytes(png_bytes(strip))
+    write_text(directory / "mitigation.json", json.dumps(facts, indent=1))
+    return facts
+
+
+def _left(band: Band, generation: Generation) -> list[bool]:
+    """Tell of each image whether its scores leave the band at any step."""
+    found = [False] * len(generation.seeds)
+    for view in generation.views:
+        for name in band.scores:
+            values = getattr(view, name)
+            if values is None:
+                raise InputError(f"the band judges {name}, which this run does not show")
+            limit = band.limit(view.sigma, name)
+            found = [had or bool(v > limit) for had, v in zip(found, values, strict=True)]
+    return found
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """Encode one image with values in [0, 1], shape (c, h, w), as PNG."""
+    pixels = (image.detach().float().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
+    array = pixels.numpy()
+    picture = Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _directory(out: str | Path) -> Path:
+    path = Path(out)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be made ({error.strerror}); choose another"
+        ) from error
+    return path
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if np.isfinite(number) else None
