@@ -47,8 +47,8 @@ class Attribution:
         wrt: "tokens" or "prompt".
         where: at which states, in words.
         left_out: how much the score falls without each word, mean over seeds; None if not asked.
-        rank_correlation: Spearman's, between weights and `left_out`; None if not asked, NaN where
-            it is not defined.
+        rank_correlation: Spearman's, between weights and `left_out`, over the words that reached an
+            encoder; None if not asked, NaN where it is not defined.
         warnings: what the reader must know.
         masked: how much the score falls with the mean of the embedding table in each word's place,
             which keeps the places of the others; None if not asked.
@@ -149,7 +149,7 @@ def attribute(
     nan = torch.full((len(words),), float("nan"))
     left_out = fall(states, without(model, prompt)) if leave_one_out else None
     masked = fall(states, masks(model, prompt)) if leave_one_out else None
-    mean = per_seed.mean(0)
+    mean, reached = per_seed.mean(0), _reached(embedded.owners)
     return Attribution(
         prompt=prompt,
         words=tuple(w.text for w in words),
@@ -161,10 +161,10 @@ def attribute(
         wrt=wrt,
         where=states.where,
         left_out=left_out,
-        rank_correlation=None if left_out is None else _correlation(mean, left_out),
+        rank_correlation=None if left_out is None else _correlation(mean, left_out, reached),
         warnings=warnings,
         masked=masked,
-        masked_correlation=None if masked is None else _correlation(mean, masked),
+        masked_correlation=None if masked is None else _correlation(mean, masked, reached),
     )
 
 
@@ -209,7 +209,14 @@ def _counted(n: int) -> str:
     return "1 word" if n == 1 else f"{n} words"
 
 
-def _correlation(weights: Tensor, drops: Tensor) -> float:
+def _reached(owners: Sequence[Owner]) -> list[int]:
+    """Find the words that reached an encoder."""
+    return sorted({word for owner in owners for word in owner if word is not None})
+
+
+def _correlation(weights: Tensor, drops: Tensor, reached: list[int]) -> float:
+    """Correlate ranks over the words that reached an encoder; the others' zeros agree for free."""
+    weights, drops = weights[reached], drops[reached]
     if len(weights) < 3 or weights.std() == 0 or drops.std() == 0:
         return float("nan")
     return float(np.asarray(spearmanr(weights.numpy(), drops.numpy()).statistic))
