@@ -14,6 +14,10 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 DEMO_OUT := memfold-demo
 DEMO_ARGS := assets/demo/model --data assets/demo/train.npz --holdout assets/demo/holdout.npz \
 	--train-points --truth assets/demo/ground_truth.json --noises 8 --out $(DEMO_OUT)
+T2I := assets/text_to_image
+DEMO_PROMPTS := $(T2I)/model --prompts $(T2I)/suspects.txt --ordinary $(T2I)/ordinary.txt \
+	--data $(T2I)/train.npz --steps 20 --guidance-scale 3 --mitigate embedding --workers 2 \
+	--out $(DEMO_OUT)/prompts
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,8 +26,9 @@ DEMO_ARGS := assets/demo/model --data assets/demo/train.npz --holdout assets/dem
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.base ## audit the small model in assets/demo and write a report
+demo: $(VENV)/.base ## audit the small models in assets/ and write a report on each
 	$(BIN)/memfold audit $(DEMO_ARGS)
+	$(BIN)/memfold audit $(DEMO_PROMPTS)
 
 test: $(VENV)/.dev ## the tests, without the slow ones
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
@@ -56,7 +61,7 @@ $(BIN)/python:
 
 $(VENV)/.base: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing memfold into $(VENV)"
-	@$(INSTALL) --editable .
+	@$(INSTALL) --editable ".[transformers]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python

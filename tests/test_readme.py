@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -12,9 +13,30 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def python_blocks() -> list[str]:
+    """The README's Python."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def test_the_text_to_image_code_runs_and_names_the_word() -> None:
+    """The caption's own word has the largest weight, and the CFG norm has four rows."""
+    done = subprocess.run(
+        [sys.executable, "-c", python_blocks()[1]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+    )
+    weights = ast.literal_eval(re.findall(r"^\{.*\}$", done.stdout, re.MULTILINE)[0])
+    assert max(weights, key=weights.__getitem__) == "sorzesha"
+    norms, _ = done.stdout.split("{", 1)
+    assert norms.count("[") == 1 + 4
+
+
 def test_the_first_result_runs_and_takes_at_most_ten_lines() -> None:
     """It prints one LID and one standard error for each of eight images, without a download."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = python_blocks()[0]
     lines = [line for line in block.splitlines() if line.strip()]
     assert len(lines) <= 10
     done = subprocess.run(
