@@ -42,7 +42,7 @@ def test_the_own_word_of_memorized_captions_is_first(model):
 
 
 def test_the_own_word_of_captions_that_are_not_memorized_is_not(model):
-    """Measured: 1 of 10, with a sixth of the weight."""
+    """Measured: 0 of 30, with a sixth of the weight (docs/explain.md)."""
     found = [weigh(model, caption).weights for caption in captions("control")[:4]]
     assert sum(int(w.argmax()) == OWN for w in found) <= 1
     assert torch.stack([w[OWN] / w.sum() for w in found]).mean() < 0.35
