@@ -36,8 +36,9 @@ def words_of(prompt: str) -> tuple[Word, ...]:
     Returns:
         Its words with their places.
 
-    >>> [word.text for word in words_of("a  well-known dog")]
-    ['a', 'well-known', 'dog']
+    Example:
+        >>> " + ".join(word.text for word in words_of("a  well-known dog"))
+        'a + well-known + dog'
     """
     return tuple(Word(m.group(), m.start(), m.end()) for m in _WORD.finditer(prompt))
 
