@@ -113,11 +113,14 @@ def explain(
     wrt: Annotated[
         str, typer.Option("--wrt", help="tokens: token embeddings; prompt: the prompt's embedding.")
     ] = "tokens",
+    guided: Annotated[
+        bool, typer.Option("--guided", help="-flipd, -denoising_loss: of the guided model.")
+    ] = False,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Also leave out each word: the check.")
     ] = False,
     out: Annotated[
-        str | None, typer.Option("--out", help="Write explanation.json and explanation.html here.")
+        str | None, typer.Option("--out", help="Write explanation.json, .html and words.svg here.")
     ] = None,
     images: Images = 4,
     steps: Steps = None,
@@ -142,7 +145,9 @@ def explain(
         model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
         device=device, half=half, allow_pickle=allow_pickle,
     )  # fmt: skip
-    found = explained(scoring, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out)
+    found = explained(
+        scoring, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out, guided=guided
+    )
     if out is not None:
         write_explanation(found, out)
     if json_:

@@ -73,7 +73,13 @@ class Explanation:
 
 
 def explained(
-    scoring: Scoring, prompt: str, *, score: str, wrt: str, leave_one_out: bool
+    scoring: Scoring,
+    prompt: str,
+    *,
+    score: str,
+    wrt: str,
+    leave_one_out: bool,
+    guided: bool = False,
 ) -> Explanation:
     """Explain a prompt: draw it, attribute the score, and measure LID with and without it.
 
@@ -83,17 +89,24 @@ def explained(
         score: name of the score.
         wrt: "tokens" or "prompt".
         leave_one_out: also leave out each word.
+        guided: take "-flipd" and "-denoising_loss" of the guided model, at the images' scale.
 
     Returns:
         The explanation.
+
+    Raises:
+        InputError: the pipeline has no unconditional half, and `guided` or the score needs it.
     """
     model = scoring.load()
+    if guided and not model.has_unconditional:
+        raise InputError(f"--guided needs an unconditional half, which {model.name} has not")
     generation = generate_watched(
         model, prompt, scoring.seeds, attention=False, **scoring.options()
     )
+    weighed = guided or score == "guided_score_norm"
     found = attribute(
         model, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out, generation=generation,
-        guidance_scale=scoring.guidance_scale if score == "guided_score_norm" else None,
+        guidance_scale=guidance_of(model, scoring.options()) if weighed else None,
         generator=torch.Generator().manual_seed(scoring.seed),
     )  # fmt: skip
     x = generation.x[:1]

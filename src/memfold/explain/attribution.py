@@ -3,7 +3,7 @@
 Ross et al. (arXiv 2411.00113) and Wen et al. (ICLR 2024) take the gradient of a score of the first
 step with respect to the prompt embedding. Here the score is taken around the finished image or at
 states of the running generation, and the gradient by default with respect to the embeddings of the
-tokens, through the text encoder: behind it each token's embedding already holds the words before it.
+tokens, through the text encoder: behind it each embedding already holds the words before it.
 """
 
 from __future__ import annotations
