@@ -174,7 +174,7 @@ def _draw(prompt: str) -> dict[str, list]:
     }
 
 
-def _real(vae: AutoencoderKL, matcher: Matcher) -> float:
+def real_limit(vae: AutoencoderKL, matcher: Matcher) -> float:
     """Return the smallest distance of 5,000 real test garments to any memorized one."""
     garments = read_idx("t10k-images-idx3-ubyte.gz")[:5000]
     pictures = compose(garments, np.random.default_rng(3))
@@ -196,7 +196,7 @@ def main() -> None:
     data, _, _ = make_data()
     names, garments, inside = memorized_garments(data)
     vae = AutoencoderKL.from_pretrained(args.assets / "model" / "vae").eval()
-    limit = _real(vae, Matcher(vae, garments, inside))
+    limit = real_limit(vae, Matcher(vae, garments, inside))
     print(f"limit, the nearest of 5,000 real garments: {limit:.3f}")
     rows = prompts(data, np.random.default_rng(7))
     start = (args.assets, garments, inside, memorized_latents(data, vae, names))

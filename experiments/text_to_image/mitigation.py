@@ -1,7 +1,9 @@
 """Mitigations side by side: what still copies, what the picture still shows, what it costs.
 
-The same seeds for all. A copy is an image whose latent lies within 0.15 (root mean square) of any
-memorized training row, its own or another's. ``class kept``: the bundled CLIP finds the caption's
+The same seeds for all. A copy is judged as in label.py: its latent lies within 0.15 (root mean
+square) of any memorized training row, its own or another's, or it shows a memorized garment, whatever
+the background. ``alike``: share of prompts whose images vary less than those of any control caption:
+what is drawn is then known by heart, copy or not. ``class kept``: the bundled CLIP finds the caption's
 class first of ten. ``alignment``: cosine of image and caption in it. ``Frechet``: distance of the
 images' embeddings to those of training images, over the same for plain ordinary prompts::
 
@@ -22,14 +24,16 @@ import torch
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
-from experiments.text_to_image.data import CLASSES
+from experiments.text_to_image.data import CLASSES, make_data
+from experiments.text_to_image.label import LIMIT, Matcher, memorized_garments, real_limit
 from memfold import TextToImage, attribute, mitigate
 from memfold.audit.scoring import Scoring
 from memfold.mitigation.evaluate import copies, frechet, recheck
 from memfold.sampling.trajectory import generate_watched
 
 ASSETS = Path("assets/text_to_image")
-LIMIT, SEEDS = 0.15, (0, 1, 2, 3)
+SEEDS = (0, 1, 2, 3)
+LEAST_SPREAD = 0.397  # of a control caption, as label.py prints it
 ATTACKED = 5  # prompts of each kind in the adversarial recheck
 RUN = {"num_inference_steps": 20, "guidance_scale": 3.0}
 
@@ -48,6 +52,9 @@ class Judge:
         self.rows = torch.cat(rows)
         self.owner = data["captions"][known]
         self.real = self.embed(pictures[data["groups"] == "ordinary"])
+        _, garments, inside = memorized_garments(make_data()[0])
+        self.matcher = Matcher(model.pipe.vae, garments, inside)
+        self.limit = real_limit(model.pipe.vae, self.matcher)
         self.classes = self.text([f"a photo of a {name}" for name in CLASSES])
 
     @torch.no_grad()
@@ -71,17 +78,22 @@ class Judge:
         flat = x.flatten(1)
         distance, index = (torch.cdist(flat, self.rows) / flat.shape[1] ** 0.5).min(1)
         own = torch.tensor([self.owner[i] == caption for i in index])
-        embedded = self.embed(self.model.decode(x).clamp(0, 1))
+        pictures = self.model.decode(x)
+        garment = self.matcher((pictures * 2 - 1).mean(1).numpy()).min(1) < self.limit
+        copied = (distance < LIMIT) | torch.from_numpy(garment)
+        spread = float((x - x.mean(0)).square().mean().sqrt())
+        embedded = self.embed(pictures.clamp(0, 1))
         words = caption.split()
         wanted = next(i for i, name in enumerate(CLASSES) if name in words)
         said = [w if w in {*CLASSES, "dark", "plain", "bright"} else "" for w in words]
         plain = "a photo of a " + " ".join(w for w in said if w)
         return {
-            "copies": float((distance < LIMIT).float().mean()),
+            "copies": float(copied.float().mean()),
+            "alike": float(spread < LEAST_SPREAD),
             "own copies": float(((distance < LIMIT) & own).float().mean()),
             "class kept": float(((embedded @ self.classes.T).argmax(1) == wanted).float().mean()),
             "alignment": float((embedded @ self.text([plain]).T).mean()),
-            "spread": float((x - x.mean(0)).square().mean().sqrt()),
+            "spread": spread,
             "embedded": embedded,
         }
 
@@ -160,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/mitigation"))
     parser.add_argument("--each", type=int, default=10, help="prompts of each kind")
-    parser.add_argument("--only", default="", help="methods, separated by commas")
+    parser.add_argument("--only", default="", help="methods, separated by semicolons")
     args = parser.parse_args()
     model = Scoring(model=str(ASSETS / "model")).load()
     judge = Judge(model)
@@ -171,7 +183,7 @@ def main() -> None:
     for kind in ("verbatim", "template", "none"):
         some = [r["caption"] for r in rows if r["type"] == kind and r["group"] != "near miss"]
         picked[kind] = [str(c) for c in rng.permutation(some)[: args.each]]
-    only = [name.strip() for name in args.only.split(",") if name.strip()]
+    only = [name.strip() for name in args.only.split(";") if name.strip()]
     chosen = {k: f for k, f in methods(model, judge).items() if not only or k in only}
     total = len(chosen) * sum(map(len, picked.values()))
     table, bar = [], tqdm(total=total, desc="Mitigations", unit="prompt")
@@ -182,7 +194,7 @@ def main() -> None:
                 found.append(judge(draw(caption), caption))
                 bar.update(1)
             entry = {"method": name, "kind": kind, "prompts": len(captions)}
-            for key in ("copies", "own copies", "class kept", "alignment", "spread"):
+            for key in ("copies", "alike", "own copies", "class kept", "alignment", "spread"):
                 entry[key] = float(np.mean([f[key] for f in found]))
             entry["frechet"] = frechet(torch.cat([f["embedded"] for f in found]), judge.real)
             entry["seconds"] = (time.monotonic() - start) / len(captions)
@@ -206,14 +218,15 @@ def main() -> None:
 def markdown(table: list[dict]) -> str:
     """Write a row a method."""
     lines = [
-        "| method | copies: verbatim | template | ordinary | class kept: verbatim | template "
-        "| ordinary | alignment: memorized | ordinary | Frechet: memorized | ordinary | s a prompt |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | copies: verbatim | template | ordinary | alike: verbatim | template | ordinary "
+        "| class kept: verbatim | template | ordinary | alignment: memorized | ordinary | Frechet: memorized | ordinary | s a prompt |",
+        "|" + "---|" * 15,
     ]
     for name in dict.fromkeys(row["method"] for row in table):
         v, t, n = (next(r for r in table if (r["method"], r["kind"]) == (name, k))
                    for k in ("verbatim", "template", "none"))  # fmt: skip
         cells = [name, *(f"{r['copies']:.2f}" for r in (v, t, n))]
+        cells += [f"{r['alike']:.2f}" for r in (v, t, n)]
         cells += [f"{r['class kept']:.2f}" for r in (v, t, n)]
         cells += [f"{(v['alignment'] + t['alignment']) / 2:.2f}", f"{n['alignment']:.2f}"]
         cells += [f"{(v['frechet'] + t['frechet']) / 2:.2f}", f"{n['frechet']:.2f}"]

@@ -126,6 +126,7 @@ def embedding(
         description=(
             f"the prompt's embedding was moved in {done:.0f} steps; at what is drawn now, the "
             f"model's denoising loss is {ratio:.0%} of that without a prompt"
+            + ("" if ratio >= target else f": the wanted {target:.0%} was NOT reached")
         ),
         cond=cond.map(lambda name, tensor: tensor.detach()),
         options=options,
