@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -284,11 +286,19 @@ _STATE: dict[str, Any] = {}
 def _begin(scoring: Scoring, model: TextToImage | None = None) -> None:
     """Load the pipeline in a worker."""
     if model is None:
-        if multiprocessing.parent_process() is not None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
             torch.set_num_threads(1)
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         model = scoring.load()
     detectors, _ = usable(model, scoring.detectors, scoring.images)
     _STATE.update(model=model, scoring=scoring, detectors=detectors)
+
+
+def _end_with(parent: Any) -> None:
+    """End this worker when the command that started it is gone, even if it was killed."""
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: tuple[int, list[str]], bar: Any = None) -> Columns:
