@@ -28,7 +28,7 @@ help: ## show this list
 
 demo: $(VENV)/.base ## audit the small models in assets/ and write a report on each
 	$(BIN)/memfold audit $(DEMO_ARGS)
-	$(BIN)/memfold audit $(DEMO_PROMPTS)
+	$(ONE_THREAD) $(BIN)/memfold audit $(DEMO_PROMPTS)
 
 test: $(VENV)/.dev ## the tests, without the slow ones
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 -m "not slow"
