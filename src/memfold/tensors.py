@@ -21,6 +21,12 @@ def per_sample(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
     return x.flatten(1).sum(1)
 
 
+def text_seed(text: str, seed: int = 0) -> int:
+    """Key randomness by a text and a seed: texts differ in it, and a call can be repeated."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
 def base_seed(generator: torch.Generator | None) -> int:
     """Draw one number that keys all randomness of a call; advances the generator by one draw.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 import threading
@@ -23,6 +22,7 @@ from memfold.denoisers.adapters._calls import first_tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS, Detector
 from memfold.sampling.trajectory import Generation, generate_watched, has_cross_attention
+from memfold.tensors import text_seed
 from memfold.types import InputError
 
 from .store import Columns, Store, concat
@@ -217,7 +217,7 @@ def score_prompt(
     for name, values in generation.scores.items():
         columns[f"steps.{name}"] = values.tolist()
     for detector in detectors:
-        generator = torch.Generator().manual_seed(key(prompt, scoring.seed))
+        generator = torch.Generator().manual_seed(text_seed(prompt, scoring.seed))
         with counted(model) as cost:
             values = detector(generation, generator=generator)
         columns[f"score.{detector.name}"] = values.tolist()
@@ -324,12 +324,6 @@ def _put(columns: Columns, name: str, cost: Cost, n: int) -> None:
     columns[f"seconds.{name}"] = [cost.seconds / n] * n
     columns[f"passes.{name}"] = [cost.passes / n] * n
     columns[f"products.{name}"] = [cost.products / n] * n
-
-
-def key(prompt: str, seed: int) -> int:
-    """Key a prompt's randomness by its words and the seed."""
-    digest = hashlib.blake2b(json.dumps([prompt, seed]).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def model_digest(path: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.tensors import text_seed
 from memfold.types import InputError
 
 from .away import away
@@ -54,7 +55,8 @@ def mitigate(
         method: one of `METHODS`.
         seeds: seeds that are to be drawn; those by which a method finds out are others.
         weights: weight of each word, from `memfold.attribute`, for "rewrite".
-        generator: source of randomness; seeded with 0 if None, so that a call can be repeated.
+        generator: source of randomness; keyed by the prompt if None, so that a call can be
+            repeated and prompts differ.
         options: the method's own options, and arguments of the pipeline.
 
     Returns:
@@ -77,7 +79,7 @@ def mitigate(
         raise InputError(
             f"{', '.join(unknown)}: no option of method {method!r} and no argument of {model.name}"
         )
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = torch.Generator().manual_seed(text_seed(prompt)) if generator is None else generator
     return function(
         model, prompt, seeds=seeds, weights=weights, generator=generator, options=rest, **own
     )
