@@ -1,0 +1,243 @@
+"""`memfold audit`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memfold.cli._options import ClassLabel, Device, Json, Out, Overwrite, Pickle, Resize, Seed
+from memfold.types import InputError
+
+
+def audit(
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub id.")],
+    out: Out,
+    data: Annotated[
+        str | None, typer.Option("--data", help="The images the model was trained on.")
+    ] = None,
+    holdout: Annotated[
+        str | None,
+        typer.Option("--holdout", help="Real images that the model has not seen: the reference."),
+    ] = None,
+    samples: Annotated[str | None, typer.Option("--samples", help="Judge these images.")] = None,
+    generate: Annotated[
+        int | None, typer.Option("--generate", help="Draw so many images and judge them.")
+    ] = None,
+    train_points: Annotated[
+        bool, typer.Option("--train-points", help="Judge the training images themselves.")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Judge at most so many, chosen by the seed.")
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option("--truth", help="JSON with known answers, to compare with.")
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option("--embedding", help="TorchScript image embedding: nearest images in it too."),
+    ] = None,
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="Model side: dsm, flipd or spectral.")
+    ] = "dsm",
+    data_estimator: Annotated[
+        str, typer.Option("--data-estimator", help="Data side: mle, lpca, twonn or empirical.")
+    ] = "mle",
+    sigma: Annotated[
+        float | None, typer.Option("--sigma", help="Scale; chosen on the reference if left out.")
+    ] = None,
+    noises: Annotated[int, typer.Option("--noises", help="Noises for each image.")] = 16,
+    probes: Annotated[
+        int, typer.Option("--probes", help="Products for each noise (estimator flipd).")
+    ] = 4,
+    neighbors: Annotated[
+        int, typer.Option("--neighbors", help="Training images around each, data side.")
+    ] = 20,
+    alpha: Annotated[
+        float | None,
+        typer.Option(
+            "--alpha",
+            help="Wanted false-discovery rate (0.05); for prompts, false-positive rate (0.01).",
+        ),
+    ] = None,
+    max_reference: Annotated[
+        int | None, typer.Option("--max-reference", help="At most so many reference images.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Rows in one pass; halved when memory runs out.")
+    ] = 128,
+    fail_on: Annotated[
+        str, typer.Option("--fail-on", help="Exit with 1 on: overfitting,data,undetermined.")
+    ] = "",
+    class_label: ClassLabel = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option("--guidance-scale", help="Guidance, with --class-label or --prompts."),
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="Judge the prompts of a text-to-image pipeline instead."),
+    ] = None,
+    ordinary: Annotated[
+        str | None,
+        typer.Option("--ordinary", help="Prompts that are not memorized: their reference."),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option("--images", help="Images a prompt (4), with --prompts.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Denoising steps, with --prompts.")
+    ] = None,
+    shown: Annotated[
+        int | None,
+        typer.Option("--shown", help="Flagged prompts shown in full (24), with --prompts."),
+    ] = None,
+    mitigate: Annotated[
+        str | None,
+        typer.Option("--mitigate", help="Mitigation tried on flagged prompts, with --prompts."),
+    ] = None,
+    no_explain: Annotated[
+        bool, typer.Option("--no-explain", help="Do not attribute flagged prompts to their words.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option("--workers", help="Processes, with --prompts.")
+    ] = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resize: Resize = False,
+    allow_pickle: Pickle = False,
+    overwrite: Overwrite = False,
+    title: Annotated[str, typer.Option("--title", help="Heading of the report.")] = "",
+    json_: Json = False,
+) -> None:
+    """Say which images a diffusion model memorized, of which kind, and why.
+
+    Images come from a folder, .npy or .npz (array `images`), Parquet, a Hugging Face dataset
+    directory or a dataset id. Writes results.parquet, audit.json and report.html to --out. A run
+    that was stopped, even killed, goes on where it was when the same command is run again.
+
+    With --prompts it judges the prompts of a text-to-image pipeline against ordinary ones, shows
+    what they draw, which words do it, and what a mitigation changes.
+
+    [bold]Example[/bold]: memfold audit my-ddpm --data train --holdout test --generate 500 --out dir
+
+    [bold]Example[/bold]: memfold audit my-sd --prompts p.csv --ordinary o.txt --out dir
+    """
+    from memfold.report.html import write
+
+    given = {k: v for k, v in locals().items() if k not in ("json_", "write", "no_explain")}
+    given["fail_on"] = tuple(kind.strip() for kind in fail_on.split(",") if kind.strip())
+    given["explain"] = not no_explain
+    facts = run_audit(given, progress=not json_)
+    report = write(Path(out))
+    if json_:
+        typer.echo(json.dumps(facts, indent=1))
+    elif prompts is not None:
+        print_prompts(facts, str(report))
+    else:
+        print_images(facts, str(report))
+    if facts["exit"]["failed"]:
+        raise typer.Exit(1)
+
+
+# What means something for prompts alone, for images alone, and for both.
+_PROMPTS = ("ordinary", "images", "steps", "shown", "mitigate", "workers")
+_BOTH = (
+    "model", "out", "data", "alpha", "limit", "guidance_scale", "seed", "device", "allow_pickle",
+    "fail_on", "overwrite", "title", "explain",
+)  # fmt: skip
+
+
+def run_audit(given: dict[str, Any], *, progress: bool) -> dict[str, Any]:
+    """Run an audit of images, or of prompts where some are given.
+
+    Args:
+        given: the command's options by name.
+        progress: show progress bars.
+
+    Returns:
+        What audit.json holds.
+
+    Raises:
+        InputError: an option does not fit the kind of audit.
+    """
+    if given["prompts"] is None:
+        from memfold.audit.plan import Plan
+        from memfold.audit.run import run
+
+        for name in _PROMPTS:
+            if given[name] is not None:
+                raise InputError(f"--{name} needs --prompts FILE; give both")
+        if not given["explain"]:
+            raise InputError("--no-explain needs --prompts FILE; give both")
+        if given["data"] is None:
+            raise InputError(
+                "--data is missing: give the images that the model was trained on, or --prompts "
+                "FILE for a text-to-image pipeline"
+            )
+        leave = {*_PROMPTS, "prompts", "explain"}
+        return run(Plan(**_set(given, leave)), progress=progress)
+    from memfold.audit.prompt_plan import PromptPlan
+    from memfold.audit.prompts import run_prompts
+
+    _refuse_images_only(given)
+    leave = set(given) - {*_PROMPTS, *_BOTH, "prompts"}
+    return run_prompts(PromptPlan(**_set(given, leave)), progress=progress)
+
+
+def _set(given: dict[str, Any], leave: set[str]) -> dict[str, Any]:
+    """Keep what the kind of audit takes; its own defaults stand where nothing was given."""
+    return {k: v for k, v in given.items() if k not in leave and v is not None}
+
+
+def _refuse_images_only(given: dict[str, Any]) -> None:
+    for name, off in {
+        "holdout": None, "samples": None, "generate": None, "train_points": False, "truth": None,
+        "embedding": None, "sigma": None, "class_label": None, "max_reference": None,
+    }.items():  # fmt: skip
+        if given[name] != off:
+            raise InputError(
+                f"--{name.replace('_', '-')} belongs to an audit of images; leave it with --prompts"
+            )
+
+
+def print_images(facts: dict[str, Any], report: str) -> None:
+    """Print the summary of an audit of images."""
+    n, rates = facts["subjects"]["n"], facts["rates"]
+    typer.echo(f"\n{n} {facts['subjects']['description']}, sigma {facts['sigma']:.3g}:")
+    for kind, found in rates.items():
+        share = f"{found['rate']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
+        typer.echo(f"  {kind:<13} {found['count']:>6}   {share}")
+    if facts["ground_truth"]:
+        typer.echo("Against the known answers:")
+        for kind, recall in facts["ground_truth"]["recall"].items():
+            precision = facts["ground_truth"]["precision"][kind]
+            typer.echo(f"  {kind:<13} precision {_of(precision)}, recall {_of(recall)}")
+    for warning in facts["warnings"]:
+        typer.echo(f"Note: {warning}")
+    typer.echo(f"Report: {report}")
+
+
+def _of(rate: dict[str, Any]) -> str:
+    if not rate["n"]:
+        return "- (0 of 0)"
+    return f"{rate['rate']:.3f} ({rate['count']} of {rate['n']})"
+
+
+def print_prompts(facts: dict[str, Any], report: str) -> None:
+    """Print the summary of an audit of prompts."""
+    found, reference = facts["memorized"], facts["reference"]
+    low, high = reference["interval"]
+    typer.echo(
+        f"\n{found['count']} of {facts['prompts']} prompts are called memorized "
+        f"({found['rate']:.1%}; 95 % interval {found['low']:.1%} to {found['high']:.1%})."
+    )
+    typer.echo(
+        f"False-positive rate: {facts['alpha']:.1%} wanted; {reference['expected_rate']:.1%} "
+        f"({low:.1%} to {high:.1%}) with {reference['n']} reference prompts."
+    )
+    for warning in facts["warnings"]:
+        typer.echo(f"Note: {warning}")
+    typer.echo(f"Report: {report}")

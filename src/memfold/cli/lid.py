@@ -1,0 +1,88 @@
+"""`memfold lid`, `data-lid` and `report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memfold.cli._options import ClassLabel, Device, Json, Pickle, Resize, Seed
+from memfold.cli._printing import print_table
+
+
+def lid(
+    model: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub id.")],
+    images: Annotated[str, typer.Argument(help="A folder, .npy, .npz, Parquet or dataset id.")],
+    sigma: Annotated[
+        float | None, typer.Option("--sigma", help="Scale; the knee of the mean curve if left out.")
+    ] = None,
+    estimator: Annotated[str, typer.Option("--estimator", help="dsm, flipd or spectral.")] = "dsm",
+    noises: Annotated[int, typer.Option("--noises", help="Noises for each image.")] = 16,
+    limit: Annotated[int | None, typer.Option("--limit", help="The first so many images.")] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Write a .parquet or .csv file.")] = None,
+    figure: Annotated[str | None, typer.Option("--figure", help="Draw the curves (.svg).")] = None,
+    class_label: ClassLabel = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    resize: Resize = False,
+    allow_pickle: Pickle = False,
+    json_: Json = False,
+) -> None:
+    """Estimate the model's LID at given images, and its curve over scales.
+
+    Low LID: the model has few directions left to vary the image. It is a measurement, no verdict:
+    simple images have low LID too. For verdicts run `memfold audit`.
+    """
+    from memfold.audit.survey import model_lid, save, write_figure
+    from memfold.report.figures import Line, curves
+
+    found = model_lid(
+        model, images, sigma=sigma, estimator=estimator, noises=noises, limit=limit, seed=seed,
+        class_label=class_label, device=device, resize=resize, allow_pickle=allow_pickle,
+        progress=not json_,
+    )  # fmt: skip
+    if out is not None:
+        save(found.table, out)
+    if figure is not None and found.curve is not None:
+        lines = [
+            Line(name, "none", lid.tolist(), stderr.tolist())
+            for name, lid, stderr in zip(
+                found.table["id"], found.curve.lid, found.curve.stderr, strict=True
+            )
+        ]
+        write_figure(curves(found.curve.sigmas.tolist(), lines, None, sigma=found.sigma), figure)
+    print_table(found.table, found.title, json_)
+
+
+def data_lid(
+    data: Annotated[str, typer.Argument(help="A folder, .npy, .npz, Parquet or dataset id.")],
+    estimator: Annotated[str, typer.Option("--estimator", help="mle, lpca or twonn.")] = "mle",
+    neighbors: Annotated[int, typer.Option("--neighbors", help="Images around each.")] = 20,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Near-duplicates: distance, share of the spread.")
+    ] = 0.05,
+    limit: Annotated[int, typer.Option("--limit", help="Print the lowest so many.")] = 20,
+    out: Annotated[str | None, typer.Option("--out", help="Write a .parquet or .csv file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Find what a data set will make any model memorize, before any training.
+
+    Estimates the data's own LID around every image, lowest first, duplicates grouped. LID 0 is a
+    point mass: an image that stands there so often that memorizing it is the correct fit.
+    """
+    from memfold.audit.survey import data_risk, save
+
+    found = data_risk(data, estimator=estimator, neighbors=neighbors, tolerance=tolerance)
+    if out is not None:
+        save(found.table, out)
+    print_table(found.table, found.title, json_, limit)
+
+
+def report(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="What `audit` wrote to --out.")],
+) -> None:
+    """Draw the report of an audit again, without a model."""
+    from memfold.report.html import write
+
+    typer.echo(f"Report: {write(Path(directory))}")

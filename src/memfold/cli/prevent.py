@@ -1,0 +1,118 @@
+"""`memfold calibrate` and `memfold mitigate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memfold.cli._options import (
+    Device,
+    Guidance,
+    Half,
+    Images,
+    Json,
+    Overwrite,
+    Pickle,
+    Pipeline,
+    Prompt,
+    Seed,
+    Steps,
+)
+from memfold.cli._printing import printable
+
+
+def calibrate(
+    model: Pipeline,
+    prompts: Annotated[str, typer.Option("--prompts", help="Ordinary prompts, not memorized.")],
+    out: Annotated[str, typer.Option("--out", help="The band (.json); parts go to OUT.parts.")],
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Wanted false-positive rate of a generation.")
+    ] = 0.01,
+    score: Annotated[
+        list[str] | None,
+        typer.Option("--score", help="cfg_norm, guided_score_norm or bright_ending; repeatable."),
+    ] = None,
+    images: Annotated[
+        int, typer.Option("--images", help="Images of a prompt that a call may draw together.")
+    ] = 1,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    half: Half = False,
+    allow_pickle: Pickle = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Find the band in which ordinary prompts stay over the steps, for memfold.Guard.
+
+    Each prompt is drawn with seeds of its own. A run that was stopped goes on where it was.
+
+    [bold]Example[/bold]: memfold calibrate my-pipeline --prompts ordinary.txt --out band.json
+    """
+    from memfold.audit.explained import calibrated
+    from memfold.audit.scoring import Scoring
+
+    scoring = Scoring(
+        model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
+        device=device, half=half, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    band = calibrated(
+        scoring, prompts, out, alpha=alpha, scores=tuple(score or ()), overwrite=overwrite
+    )
+    typer.echo(
+        f"{out}: {band.n} ordinary prompts, {len(band.sigmas)} steps, limit {band.threshold:.3g} "
+        f"spreads above the median at every step, false-positive rate {band.alpha:g}."
+    )
+
+
+def mitigate(
+    model: Pipeline,
+    prompt: Prompt,
+    out: Annotated[str, typer.Option("--out", help="Directory of before.png, after.png, JSON.")],
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="embedding, rewrite, random_rewrite, random_words, late_guidance, lid_guidance, "
+            "padding or noise.",
+        ),
+    ] = "embedding",
+    band: Annotated[
+        str | None, typer.Option("--band", help="From memfold calibrate: are the images in it?")
+    ] = None,
+    images: Images = 4,
+    steps: Steps = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = 0,
+    device: Device = "cpu",
+    half: Half = False,
+    allow_pickle: Pickle = False,
+    json_: Json = False,
+) -> None:
+    """Draw a prompt without repeating what the model knows by heart.
+
+    Writes the images before and after, with the same seeds, and mitigation.json.
+
+    [bold]Example[/bold]: memfold mitigate my-pipeline --prompt "a photo of ..." --out dir
+    """
+    from memfold.audit.explained import mitigated
+    from memfold.audit.scoring import Scoring
+
+    scoring = Scoring(
+        model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
+        device=device, half=half, allow_pickle=allow_pickle,
+    )  # fmt: skip
+    found = mitigated(scoring, prompt, out, method=method, band=band)
+    if json_:
+        typer.echo(json.dumps(found))
+        return
+    typer.echo(printable(found["description"]))
+    for name, (before, after) in found["scores"].items():
+        typer.echo(f"  {name:<20} {before:>9.3f} -> {after:.3f}")
+    if found["leaves_band"] is not None:
+        before, after = (sum(left) for left in found["leaves_band"])
+        typer.echo(f"  images that leave the band: {before} -> {after} of {images}")
+    typer.echo(f"Images: {Path(out) / 'before.png'}, {Path(out) / 'after.png'}")
