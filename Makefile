@@ -71,5 +71,5 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing memfold and what its documentation needs into $(VENV)"
-	@$(INSTALL) --editable ".[docs]"
+	@$(INSTALL) --editable ".[docs,transformers,experiments]"
 	@touch $@ $(VENV)/.base

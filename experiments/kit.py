@@ -27,6 +27,7 @@ import inspect
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -309,6 +310,19 @@ def claims_table(facts: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def end_with_parent() -> None:
+    """End when the process that `memfold reproduce` started this from is gone, even killed."""
+    parent = int(os.environ.get("MEMFOLD_PARENT", "0"))
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    if parent:
+        threading.Thread(target=watch, daemon=True).start()
+
+
 def main(experiment: Callable[[Run], None], file: str) -> None:
     """Run an experiment from the command line.
 
@@ -325,6 +339,7 @@ def main(experiment: Callable[[Run], None], file: str) -> None:
     parser.add_argument("--out", type=Path, default=Path("out/reproduce") / name, help="results")
     parser.add_argument("--overwrite", action="store_true", help="compute every step again")
     args = parser.parse_args()
+    end_with_parent()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, os.cpu_count() or 1))
     import matplotlib as mpl

@@ -155,7 +155,8 @@ def _run(
     (out / "claims.json").unlink(missing_ok=True)  # those of an earlier run
     log = None if to_terminal else out / "log.txt"
     argv = [sys.executable, "-m", f"experiments.{name}.run", "--out", str(out), *options]
-    env = os.environ | (dict.fromkeys(_ONE_THREAD, "1") if one_thread else {})
+    env = os.environ | {"MEMFOLD_PARENT": str(os.getpid())}
+    env |= dict.fromkeys(_ONE_THREAD, "1") if one_thread else {}
     start = time.monotonic()
     if log is None:
         process = subprocess.Popen(argv, cwd=root, env=env)
