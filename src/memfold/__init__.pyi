@@ -33,6 +33,7 @@ from .memorization.band import Band as Band
 from .memorization.band import fit_band as fit_band
 from .memorization.calibrate import calibrate as calibrate
 from .memorization.complexity import features as features
+from .memorization.embedding import load_embedding as load_embedding
 from .memorization.mmh import Verdicts as Verdicts
 from .memorization.mmh import judge as judge
 from .memorization.replicate import nearest_training as nearest_training
