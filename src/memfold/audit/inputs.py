@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,35 +152,6 @@ def points(denoiser: Denoiser, images: Images) -> Float[Tensor, "n d"]:
         Points on the CPU, shape (n, d), float32.
     """
     return torch.cat([denoiser.encode(b).flatten(1).float().cpu() for b in images.batches(_BATCH)])
-
-
-@torch.no_grad()
-def embed(path: Path, images: Images) -> Float[Tensor, "n e"]:
-    """Embed images by a TorchScript file.
-
-    Args:
-        path: the file; its module takes images (b, 3, h, w) in [0, 1] and returns (b, e).
-        images: n images, grey ones in three equal channels.
-
-    Returns:
-        Embeddings, shape (n, e).
-
-    Raises:
-        InputError: the file cannot be read, or does not take the images.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # published embeddings are .pt files
-            module = torch.jit.load(str(path), map_location="cpu").eval()
-        parts = [module(b.expand(-1, 3, -1, -1)) for b in images.batches(_BATCH)]
-        return torch.cat(parts).flatten(1).float()
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"--embedding {path} is no TorchScript module of images (b, 3, h, w): {reason}"
-        ) from error
 
 
 def generated(pixels: np.ndarray) -> Population:

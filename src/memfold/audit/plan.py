@@ -30,8 +30,8 @@ class Plan:
         train_points: judge the training images themselves.
         limit: judge at most so many subjects, chosen by the seed.
         truth: JSON file with known answers, for comparison only.
-        embedding: TorchScript file of an image embedding, for evidence beside the pixels: it is
-            given images (b, 3, h, w) in [0, 1].
+        embedding: image embedding, for evidence beside the pixels: a TorchScript file, or a
+            transformers vision model (`memfold.load_embedding`).
         estimator: model-side LID: "dsm", "flipd" or "spectral".
         data_estimator: data-side LID: "mle", "lpca", "twonn" or "empirical".
         sigma: the scale; chosen on the reference population where None.

@@ -17,13 +17,14 @@ from torch import Tensor
 import memfold
 from memfold.lid.scale import default_sigmas
 from memfold.memorization.complexity import features
+from memfold.memorization.embedding import Embedding, load_embedding
 from memfold.memorization.mmh import Verdicts, judge
 from memfold.memorization.replicate import near_duplicates, nearest_training
 from memfold.types import Estimate
 
 from .data_side import data_side
 from .facts import facts
-from .inputs import Inputs, Population, embed, generated, points, read_inputs
+from .inputs import Inputs, Population, generated, points, read_inputs
 from .measure import Bench, choose_sigma, curves, draw, model_side
 from .plan import Plan
 from .store import Columns, Store, write_text
@@ -31,6 +32,7 @@ from .tables import Evidence, Side, write_tables
 
 _BAND = 64  # reference images with a curve
 _SHOWN = 300  # flagged subjects with pictures and a curve
+_EMBED = 256
 _CALIBRATE = 50  # training images by whose mean distance a distance is calibrated
 _TOP = 5  # training images shown beside a subject
 
@@ -51,6 +53,7 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     clock = _Clock()
     with clock("loading"):
         inputs = read_inputs(plan)
+        embedding = _embedding(plan)
     bench = Bench(plan, _store(plan, inputs), inputs.denoiser, progress)
     with clock("subjects"):
         subjects = inputs.subjects or generated(draw(bench, plan.generate or 0))
@@ -75,7 +78,7 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
         own = torch.from_numpy(subjects.row)
         matches = nearest_training(subject.flat, train, k=k, top=min(_TOP, k), exclude=own)
         copies = near_duplicates(subject.flat, train, exclude=own).tolist()
-        embedded = _embedded(plan, inputs, subjects)
+        embedded = _embedded(embedding, inputs, subjects)
         shown = _flagged(verdicts)
         paths = curves(bench, f"curve-{_digest(shown)}", "Curves", subject.flat[shown], grid)
         evidence = Evidence(matches, copies, embedded, shown, paths, _truth(inputs, subjects))
@@ -88,12 +91,19 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     return found
 
 
-def _embedded(plan: Plan, inputs: Inputs, subjects: Population) -> Columns:
-    """Find the nearest training image in the user's own embedding, where one is given."""
+def _embedding(plan: Plan) -> Embedding | None:
     if plan.embedding is None:
+        return None
+    return load_embedding(plan.embedding, allow_pickle=plan.allow_pickle, device=plan.device)
+
+
+def _embedded(embedding: Embedding | None, inputs: Inputs, subjects: Population) -> Columns:
+    """Find the nearest training image in the user's own embedding, where one is given."""
+    if embedding is None:
         return {}
     query, train = (
-        embed(Path(plan.embedding), images) for images in (subjects.images, inputs.train)
+        torch.cat([embedding(b) for b in images.batches(_EMBED)])
+        for images in (subjects.images, inputs.train)
     )
     k = min(_CALIBRATE, len(train) - 1)
     found = nearest_training(query, train, k=k, top=1, exclude=torch.from_numpy(subjects.row))

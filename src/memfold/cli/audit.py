@@ -37,7 +37,10 @@ def audit(
     ] = None,
     embedding: Annotated[
         str | None,
-        typer.Option("--embedding", help="TorchScript image embedding: nearest images in it too."),
+        typer.Option(
+            "--embedding",
+            help="Nearest images in this embedding too: TorchScript file or vision model.",
+        ),
     ] = None,
     estimator: Annotated[
         str, typer.Option("--estimator", help="Model side: dsm, flipd or spectral.")
