@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.adapters.text_to_image import TextToImage, _tables
+from memfold.denoisers.adapters._embedded import tables
+from memfold.denoisers.adapters.text_to_image import TextToImage
 
 from .gradients import Owner, words_of_leaves
 from .states import States
@@ -66,7 +67,7 @@ def _masked(model: TextToImage, prompt: str, owners: list[Owner], word: int) -> 
     with ExitStack() as stack:
         for name, encoder in model.pipe.components.items():
             if name.startswith("text_encoder") and hasattr(encoder, "get_input_embeddings"):
-                for table in _tables(encoder):
+                for table in tables(encoder):
                     stack.callback(table.register_forward_hook(mask).remove)
         cond = model.embedded(prompt).cond
     return cond.map(lambda name, tensor: tensor.detach())
