@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memfold.denoisers.adapters._calls import Condition, first_tensor, is_own_call
+from memfold.denoisers.adapters._calls import Condition, first_tensor, is_own_call, spied
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand
 from memfold.types import InputError
 
 from .monitor import StepView, view_of
 
+_STEP = ("model_output", "timestep", "sample")  # how a scheduler's step begins
 Change = Callable[[StepView], Tensor | None]
 
 
@@ -26,7 +27,8 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
 
     `change` sees D_c and D_0 at each network call and returns the D that the pipeline shall step
     with, or None to leave the step alone. Both halves of guidance are set to it, so that any
-    guidance scale gives it. A step that is left alone is the pipeline's own, bit for bit.
+    guidance scale gives it; where a pipeline computes them in two calls, its scheduler is given it.
+    A step that is left alone is the pipeline's own, bit for bit.
 
     Args:
         model: the pipeline.
@@ -36,14 +38,15 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
         Nothing.
 
     Raises:
-        InputError: the pipeline calls its network twice a step, or the change returns another
-            shape.
+        InputError: the change returns another shape.
     """
-    if model.layout.calls == 2:
-        raise InputError(
-            f"{model.name} computes the halves of guidance in two calls; steering needs them in "
-            "one batch"
-        )
+    with _two_calls(model, change) if model.layout.calls == 2 else _one_call(model, change):
+        yield
+
+
+@contextmanager
+def _one_call(model: TextToImage, change: Change) -> Iterator[None]:
+    """Steer by what the network returns."""
     places, state = model.places, {"index": 0}
 
     def after(module: Any, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -56,15 +59,9 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
         half = prediction.chunk(2)[model.layout.conditional or 0] if both else prediction
         view = view_of(model, [(z, torch.as_tensor(t), prediction)], half, n, state["index"])
         state["index"] += 1
-        wanted = change(view)
-        if wanted is None:
+        raw = _wanted(model, change, view, prediction)
+        if raw is None:
             return None
-        if wanted.shape != view.x.shape:
-            raise InputError(
-                f"the change returned shape {tuple(wanted.shape)} for latents of shape "
-                f"{tuple(view.x.shape)}; return a denoised latent of the same shape, or None"
-            )
-        raw = prediction_of(model, wanted, view).to(prediction.dtype)
         return _rewritten(model, output, torch.cat([raw, raw]) if both else raw)
 
     handle = model.network.register_forward_hook(after, with_kwargs=True)
@@ -72,6 +69,52 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def _two_calls(model: TextToImage, change: Change) -> Iterator[None]:
+    """Steer by what the scheduler is given: the first call has returned before the second."""
+    places, outputs, state = model.places, [], {"index": 0}
+
+    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        if not is_own_call():
+            z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
+            outputs.append((z, torch.as_tensor(t), model.layout.prediction(output)))
+
+    def spy(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if is_own_call():
+            return step(*args, **kwargs)
+        named = dict(zip(_STEP, args, strict=False)) | kwargs
+        n, sigma = len(named["sample"]), model.sigma_at(float(named["timestep"]))
+        half = outputs[min(model.layout.conditional or 0, len(outputs) - 1)][2]
+        view = view_of(model, outputs, half, n, state["index"], sigma=sigma)
+        outputs.clear()
+        state["index"] += 1
+        raw = _wanted(model, change, view, named["model_output"])
+        if raw is None:
+            return step(*args, **kwargs)
+        named["model_output"] = raw
+        return step(*(named.pop(k) for k in _STEP[: len(args)]), *args[len(_STEP) :], **named)
+
+    handle = model.network.register_forward_hook(after, with_kwargs=True)
+    try:
+        with spied(model.pipe.scheduler, spy, changes=True):
+            yield
+    finally:
+        handle.remove()
+
+
+def _wanted(model: TextToImage, change: Change, view: StepView, like: Tensor) -> Tensor | None:
+    """Ask for the change and bring it to the network's prediction; None where there is none."""
+    wanted = change(view)
+    if wanted is None:
+        return None
+    if wanted.shape != view.x.shape:
+        raise InputError(
+            f"the change returned shape {tuple(wanted.shape)} for latents of shape "
+            f"{tuple(view.x.shape)}; return a denoised latent of the same shape, or None"
+        )
+    return prediction_of(model, wanted, view).to(like.dtype)
 
 
 @contextmanager

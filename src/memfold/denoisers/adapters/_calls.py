@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -106,26 +106,53 @@ def is_own_call() -> bool:
 
 
 @contextmanager
-def spied(scheduler: Any, spy: Callable[..., Any]) -> Iterator[None]:
+def spied(scheduler: Any, spy: Callable[..., Any], *, changes: bool = False) -> Iterator[None]:
     """Call `spy(step, *args, **kwargs)` in place of the scheduler's step inside the block.
 
     The stand-in shows the step's own signature: pipelines read it to see whether the scheduler
     takes a generator and eta.
+
+    Args:
+        scheduler: the pipeline's scheduler.
+        spy: calls `step`, and returns what it returned.
+        changes: whether it changes the arguments; such a spy goes before all that only watch,
+            whichever came first, so that those see what the scheduler is given.
+
+    Yields:
+        Nothing.
     """
-    step, before = scheduler.step, vars(scheduler).get("step")
-
-    @wraps(step)
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        return spy(step, *args, **kwargs)
-
-    scheduler.step = stand_in
+    before = vars(scheduler).get("step")
+    spies: list[tuple[bool, Callable[..., Any]]] | None = getattr(before, "memfold_spies", None)
+    installed = spies is None
+    if spies is None:
+        spies = []
+        scheduler.step = _stand_in(scheduler.step, spies)
+    entry = (changes, spy)
+    spies.insert(0 if changes else sum(first for first, _ in spies), entry)
     try:
         yield
     finally:
-        if before is None:
+        spies.remove(entry)
+        if installed and before is None:
             del scheduler.step  # the instance's attribute: the class's method is there again
-        else:
+        elif installed:
             scheduler.step = before
+
+
+def _stand_in(
+    step: Callable[..., Any], spies: list[tuple[bool, Callable[..., Any]]]
+) -> Callable[..., Any]:
+    """Make a step that goes through the spies, the first one outermost."""
+
+    @wraps(step)
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        call = step
+        for _, spy in reversed(spies):
+            call = partial(spy, call)
+        return call(*args, **kwargs)
+
+    vars(stand_in)["memfold_spies"] = spies
+    return stand_in
 
 
 @contextmanager
