@@ -181,11 +181,11 @@ def guided_run(model: TextToImage, z: Tensor) -> bool:
 
 
 def prediction_of(model: TextToImage, denoised: Tensor, view: StepView) -> Tensor:
-    """Return the network's prediction that means D; every D is affine in its prediction."""
+    """Return the network's prediction F that means D; every D is a x + b F."""
     sigma = expand(view.sigma, view.x)
     zero = torch.zeros_like(view.x)
     none = model.predictor(zero).denoise(view.x, sigma, None)
-    unit = model.predictor(zero + 1).denoise(view.x, sigma, None) - none
+    unit = model.predictor(zero + 1).denoise(zero, sigma, None)  # b: nothing cancels at x = 0
     return (denoised - none) / unit
 
 
