@@ -66,6 +66,20 @@ def test_guided_weighs_both_halves_at_the_scale_of_the_images(pipeline, guided):
     assert said["weights"] != pytest.approx(other.weights.tolist(), rel=1e-2)
 
 
+@pytest.mark.parametrize("name", ["flipd", "neg-flipd", "-flipd"])
+def test_a_negative_score_needs_no_minus_on_the_command_line(pipeline, name):
+    given = [f"--score={name}"] if name[0] == "-" else ["--score", name]
+    said = json.loads(run(pipeline, *given, "--json").stdout)
+    assert said["score"] == "-flipd"
+    model = TextToImage(pipeline)
+    drawn = generate_watched(model, "a red dog", (0, 1), attention=False, num_inference_steps=3)
+    a = attribute(
+        model, "a red dog", score=name, generation=drawn,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    assert said["weights"] == pytest.approx(a.weights.tolist(), rel=1e-3)
+
+
 def test_a_hostile_prompt_does_not_reach_the_terminal(pipeline, tmp_path):
     done = run(pipeline, "--out", str(tmp_path), prompt=HOSTILE)
     assert done.exit_code == 0, done.output

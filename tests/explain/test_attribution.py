@@ -239,6 +239,27 @@ def test_a_masked_word_is_that_of_every_encoder_and_nothing_else(family):
         assert same(model.embedded("a red dog").cond, model.condition("a red dog")) < 1e-5
 
 
+def test_an_encoder_that_cuts_the_gradient_still_has_the_prompts_embedding(monkeypatch):
+    """And the gradient with respect to the prompt's embedding asks for no graph through it."""
+    model = TextToImage(tiny.pipeline("sd1 (eps)"))
+    given = {"wrt": "prompt", "score": "cfg_norm", "seeds": (0,), "num_inference_steps": 3}
+    wanted = attribute(model, PROMPT, **given).weights
+    encoder, asked = model.pipe.text_encoder, []
+    forward = encoder.forward
+
+    def cut(*args, **kwargs):
+        asked.append(torch.is_grad_enabled())
+        with torch.no_grad():
+            return forward(*args, **kwargs)
+
+    monkeypatch.setattr(encoder, "forward", cut)
+    assert torch.equal(attribute(model, PROMPT, **given).weights, wanted)
+    assert asked
+    assert not any(asked)
+    with pytest.raises(InputError, match=r"cuts the gradient.*take wrt='prompt'"):
+        attribute(model, PROMPT, **given | {"wrt": "tokens"})
+
+
 def test_masking_falls_as_far_as_the_score_by_hand():
     model = precise()
     run = generate_watched(model, PROMPT, (4,), num_inference_steps=4, guidance_scale=3.0)

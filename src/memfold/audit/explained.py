@@ -20,6 +20,7 @@ from memfold.explain.attribution import Attribution, attribute
 from memfold.lid.scale import default_sigmas, lid_curve
 from memfold.memorization.band import Band
 from memfold.memorization.calibrate import calibrate, weights_digest
+from memfold.memorization.prompt_scores import score_name
 from memfold.mitigation import mitigate
 from memfold.report.prompt_figures import explanation_page
 from memfold.report.word_figure import shaded_words
@@ -95,8 +96,10 @@ def explained(
         The explanation.
 
     Raises:
-        InputError: the pipeline has no unconditional half, and `guided` or the score needs it.
+        InputError: there is no such score, or it or `guided` needs an unconditional half that the
+            pipeline has not.
     """
+    score = score_name(score)
     model = scoring.load()
     if guided and not model.has_unconditional:
         raise InputError(f"--guided needs an unconditional half, which {model.name} has not")

@@ -27,13 +27,17 @@ def explain(
     prompt: Prompt,
     score: Annotated[
         str,
-        typer.Option("--score", help="cfg_norm, guided_score_norm, -flipd or -denoising_loss."),
-    ] = "-denoising_loss",
+        typer.Option(
+            "--score",
+            help="denoising_loss or flipd (both negated: neg-flipd and --score=-flipd mean the "
+            "same), cfg_norm or guided_score_norm.",
+        ),
+    ] = "denoising_loss",
     wrt: Annotated[
         str, typer.Option("--wrt", help="tokens: token embeddings; prompt: the prompt's embedding.")
     ] = "tokens",
     guided: Annotated[
-        bool, typer.Option("--guided", help="-flipd, -denoising_loss: of the guided model.")
+        bool, typer.Option("--guided", help="flipd, denoising_loss: of the guided model.")
     ] = False,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Also leave out each word: the check.")

@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.memorization.prompt_scores import SCORES
+from memfold.memorization.prompt_scores import score_name
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.tensors import base_seed
 from memfold.types import InputError
@@ -98,9 +98,9 @@ def attribute(
     Args:
         model: the pipeline.
         prompt: the words.
-        score: one of `SCORES`: "cfg_norm" and "guided_score_norm" at states of the generation,
-            "-flipd" and "-denoising_loss" at noised points around the finished image; guided with
-            both halves of the Jacobian if a guidance scale is given.
+        score: "cfg_norm" and "guided_score_norm" at states of the generation, "-flipd" and
+            "-denoising_loss" (also without their minus) at noised points around the finished
+            image; guided with both halves of the Jacobian if a guidance scale is given.
         seeds: one an image; standard errors are over them.
         wrt: "tokens": embeddings of the tokens, through the text encoders; "prompt": what the
             network is given for the prompt.
@@ -122,8 +122,7 @@ def attribute(
         InputError: an option is unknown, the prompt has no words, or the pipeline lacks what the
             score needs.
     """
-    if score not in SCORES:
-        raise InputError(f"score = {score!r} is unknown; choose from {', '.join(SCORES)}")
+    score = score_name(score)
     if wrt not in WRT:
         raise InputError(f"wrt = {wrt!r} is unknown; choose from {', '.join(WRT)}")
     words = words_of(prompt)

@@ -42,7 +42,7 @@ def embeddings(model: TextToImage, prompt: str, wrt: str) -> Embedding:
     Raises:
         InputError: the network is given no such tensor, or an encoder has no tokenizer.
     """
-    found = model.embedded(prompt)
+    found = model.embedded(prompt, gradients=wrt == "tokens")
     owners = words_of_leaves(model, prompt, found.leaves)
     if wrt == "tokens":
         return Embedding(found.cond, tuple(leaf.embeddings for leaf in found.leaves), tuple(owners))

@@ -37,7 +37,7 @@ def fall(states: States, conditions: Iterable[Any]) -> Float[Tensor, " w"]:
 def without(model: TextToImage, prompt: str) -> Iterator[Any]:
     """Yield the condition of the prompt without each of its words; None for those cut off."""
     words = words_of(prompt)
-    last = _last(words_of_leaves(model, prompt, model.embedded(prompt).leaves))
+    last = _last(words_of_leaves(model, prompt, model.embedded(prompt, gradients=False).leaves))
     for i, word in enumerate(words):
         shorter = " ".join((prompt[: word.start] + prompt[word.end :]).split())
         yield model.condition(shorter) if i <= last else None
@@ -45,7 +45,7 @@ def without(model: TextToImage, prompt: str) -> Iterator[Any]:
 
 def masks(model: TextToImage, prompt: str) -> Iterator[Any]:
     """Yield the condition with the mean of the embedding table in place of each word's tokens."""
-    owners = words_of_leaves(model, prompt, model.embedded(prompt).leaves)
+    owners = words_of_leaves(model, prompt, model.embedded(prompt, gradients=False).leaves)
     last = _last(owners)
     for word in range(len(words_of(prompt))):
         yield _masked(model, prompt, owners, word) if word <= last else None
@@ -69,8 +69,7 @@ def _masked(model: TextToImage, prompt: str, owners: list[Owner], word: int) -> 
             if name.startswith("text_encoder") and hasattr(encoder, "get_input_embeddings"):
                 for table in tables(encoder):
                     stack.callback(table.register_forward_hook(mask).remove)
-        cond = model.embedded(prompt).cond
-    return cond.map(lambda name, tensor: tensor.detach())
+        return model.embedded(prompt, gradients=False).cond
 
 
 def _mean(states: States, cond: Any) -> Tensor:

@@ -141,6 +141,30 @@ SCORES: dict[str, Score] = {
 }
 
 
+def score_name(name: str) -> str:
+    """Find the score that a name means; "flipd" and "neg-flipd" stand for "-flipd".
+
+    A minus at the front of an option's value reads like an option, so the negative scores are also
+    known without it: what is large where memorization is likely is the negative alone.
+
+    Args:
+        name: as the user gave it.
+
+    Returns:
+        A key of `SCORES`.
+
+    Raises:
+        InputError: there is no such score.
+
+    >>> score_name("neg-flipd"), score_name("denoising_loss"), score_name("cfg_norm")
+    ('-flipd', '-denoising_loss', 'cfg_norm')
+    """
+    for key in (name, f"-{name.removeprefix('neg-')}"):
+        if key in SCORES:
+            return key
+    raise InputError(f"score = {name!r} is unknown; choose from {', '.join(SCORES)}")
+
+
 @contextmanager
 def math_attention(wanted: bool = True) -> Iterator[None]:
     """Use attention kernels that can be differentiated twice; the setting is restored."""

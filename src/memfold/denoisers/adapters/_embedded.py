@@ -25,7 +25,8 @@ class Leaf:
     Attributes:
         encoder: name of the component, such as "text_encoder_2".
         ids: the tokens, shape (1, tokens).
-        embeddings: their embeddings, a leaf of the graph, shape (1, tokens, width).
+        embeddings: their embeddings, a leaf of the graph if gradients are wanted, shape
+            (1, tokens, width).
     """
 
     encoder: str
@@ -38,7 +39,7 @@ class Embedded:
     """A condition as a function of its tokens' embeddings.
 
     Attributes:
-        cond: the condition; its tensors hang on the leaves.
+        cond: the condition; its tensors hang on the leaves, if gradients are wanted.
         leaves: one for each text encoder that was called.
     """
 
@@ -46,39 +47,50 @@ class Embedded:
     leaves: tuple[Leaf, ...]
 
 
-def embedded(runs: Runs, layout: Layout, prompt: str, options: dict[str, Any]) -> Embedded:
-    """Record the condition of a prompt with a leaf at each text encoder's embedding table.
+def embedded(
+    runs: Runs, layout: Layout, prompt: str, options: dict[str, Any], *, gradients: bool = True
+) -> Embedded:
+    """Record the condition of a prompt, and the tokens at each text encoder's embedding table.
 
     Args:
         runs: the pipeline.
         layout: how it calls its network.
         prompt: the words.
         options: further arguments of the pipeline.
+        gradients: make the tables' output leaves that the condition hangs on.
 
     Returns:
-        The condition, whose tensors hang on the leaves.
+        The condition and the leaves.
 
     Raises:
-        InputError: no text encoder with an embedding table was called.
+        InputError: no text encoder with an embedding table was called, or, with gradients, the
+            condition does not hang on it.
     """
     leaves: list[Leaf] = []
     with ExitStack() as stack:
         for name, part_ in runs.pipe.components.items():
             if name.startswith("text_encoder") and hasattr(part_, "get_input_embeddings"):
-                hook = _leaf_hook(name, leaves)
+                hook = _leaf_hook(name, leaves, gradients)
                 for table in tables(part_):
                     handle = table.register_forward_hook(hook, with_kwargs=True)
                     stack.callback(handle.remove)
-                stack.enter_context(frozen(part_))
-        stack.enter_context(torch.enable_grad())
+                if gradients:
+                    stack.enter_context(frozen(part_))
+        if gradients:
+            stack.enter_context(torch.enable_grad())
         arguments = layout.plain | options
-        call = runs.record(prompt, 1, 1, arguments, gradients=True).calls[0]
+        call = runs.record(prompt, 1, 1, arguments, gradients=gradients).calls[0]
     cond = part(call, layout.batched, 0, 1, prompt)
-    given = [leaf for leaf in tree_flatten((cond.args, cond.kwargs))[0] if isinstance(leaf, Tensor)]
-    if not leaves or not any(leaf.requires_grad for leaf in given):
+    if not leaves:
         raise InputError(
-            f"{runs.name}: the condition does not hang on a text encoder's embedding table "
-            "(looked for text_encoder* with get_input_embeddings); take wrt='prompt'"
+            f"{runs.name}: no text encoder's embedding table was asked (looked for text_encoder* "
+            "with get_input_embeddings); words cannot be told from tokens"
+        )
+    given = [leaf for leaf in tree_flatten((cond.args, cond.kwargs))[0] if isinstance(leaf, Tensor)]
+    if gradients and not any(leaf.requires_grad for leaf in given):
+        raise InputError(
+            f"{runs.name}: the condition does not hang on its text encoder's embedding table (the "
+            "encoder cuts the gradient); take wrt='prompt'"
         )
     return Embedded(cond, tuple(leaves))
 
@@ -91,10 +103,10 @@ def tables(encoder: torch.nn.Module) -> list[torch.nn.Module]:
     return [m for m in found if m.weight.shape == size]
 
 
-def _leaf_hook(name: str, leaves: list[Leaf]) -> Any:
-    def hook(table: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        leaf = output.detach().clone().requires_grad_()
+def _leaf_hook(name: str, leaves: list[Leaf], gradients: bool) -> Any:
+    def hook(table: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+        leaf = output.detach().clone().requires_grad_() if gradients else output
         leaves.append(Leaf(name, args[0] if args else kwargs["input"], leaf))
-        return leaf
+        return leaf if gradients else None
 
     return hook

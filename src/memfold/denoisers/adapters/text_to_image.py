@@ -95,7 +95,7 @@ class TextToImage(Runs):
         """
         return self.conditions(prompt, **options)[0]
 
-    def embedded(self, prompt: str, **options: Any) -> Embedded:
+    def embedded(self, prompt: str, *, gradients: bool = True, **options: Any) -> Embedded:
         """Record the condition of a prompt as a function of its tokens' embeddings.
 
         The pipeline runs with gradients up to its network; the output of each text encoder's
@@ -103,6 +103,7 @@ class TextToImage(Runs):
 
         Args:
             prompt: the words.
+            gradients: False for the condition and the tokens alone: an ordinary run.
             options: further arguments of the pipeline.
 
         Returns:
@@ -111,7 +112,7 @@ class TextToImage(Runs):
         Raises:
             InputError: no text encoder with an embedding table was called.
         """
-        return embedded(self, self.layout, prompt, options)
+        return embedded(self, self.layout, prompt, options, gradients=gradients)
 
     def unconditional(self, **options: Any) -> Condition:
         """Record what the pipeline takes for no prompt (its empty or negative prompt).
