@@ -75,6 +75,20 @@ class OnlyBackward(torch.autograd.Function):
         return g * (1 - x.tanh() ** 2)
 
 
+class Twice(torch.autograd.Function):
+    """tanh with two derivatives and no forward mode."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh() ** 2)
+
+
 class OnlyForward(torch.autograd.Function):
     """tanh with a first derivative and a forward mode, but no second derivative."""
 
@@ -95,7 +109,8 @@ class OnlyForward(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("f", "way"),
     [
-        (square, "double-backward"),
+        (square, "forward"),
+        (Twice.apply, "double-backward"),
         (OnlyForward.apply, "forward"),
         (OnlyBackward.apply, "difference"),
     ],
@@ -108,9 +123,10 @@ def test_the_way_is_chosen_by_what_works(f, way):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_takes_the_difference(dtype):
-    assert way_that_works(torch.tanh, point().to(dtype)) == "difference"
-    assert way_that_works(lambda x: x.to(dtype).tanh(), point().float()) == "difference"
+def test_half_precision_takes_an_exact_way_where_there_is_one(dtype):
+    assert way_that_works(torch.tanh, point().to(dtype)) == "forward"
+    assert way_that_works(lambda x: x.to(dtype).tanh().float(), point().float()) == "forward"
+    assert way_that_works(OnlyBackward.apply, point().to(dtype)) == "difference"
 
 
 def test_errors_of_the_map_itself_are_its_own():

@@ -217,7 +217,7 @@ def _jacobian(decoder: Decoder, z: Tensor) -> Float[Tensor, "b d k"]:
             (row,) = torch.autograd.grad(x, leaf, unit.reshape(x.shape), retain_graph=True)
             rows.append(row.flatten(1))
         return torch.stack(rows, 1)
-    jacobian, columns = Jacobian(decoder, z, 1.0, way="auto"), []
+    jacobian, columns = Jacobian(decoder, z, 1.0, network=decoder), []
     for i in range(k):
         unit = torch.zeros_like(z).flatten(1)
         unit[:, i] = 1

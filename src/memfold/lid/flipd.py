@@ -16,7 +16,15 @@ from memfold.linalg.trace import trace as estimate_trace
 from memfold.tensors import base_seed, per_sample
 from memfold.types import Estimate, InputError
 
-from .noised import MEMORY_BUDGET, Rows, check_points, mean_over_noises, noised, rows_that_fit
+from .noised import (
+    MEMORY_BUDGET,
+    Rows,
+    check_points,
+    jacobian_at,
+    mean_over_noises,
+    noised,
+    rows_that_fit,
+)
 
 
 def flipd(
@@ -73,7 +81,7 @@ def flipd(
     options: dict[str, Any] = {"method": trace, "n_probes": n_probes, "max_probes": max_probes}
     options |= {"tol": tol, "seed": seed + 1}
     for rows in noised(denoiser, x, sigma, cond, n_noises=n, seed=seed, batch_size=size):
-        jacobian = Jacobian(rows.f, rows.x, sigma)
+        jacobian = jacobian_at(denoiser, rows, sigma)
         result = _row_traces(jacobian, rows, options)
         shift = per_sample((jacobian.value - rows.x) ** 2) / sigma**2 if at == "x" else 0
         values.append(result.value + shift)

@@ -10,13 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.base import Denoiser, as_denoiser
-from memfold.linalg.jacobian import Jacobian
 from memfold.linalg.rank import RULES, Rule, count_large, warn_unsettled
 from memfold.linalg.subspace import leading_eigenvalues
 from memfold.tensors import base_seed
 from memfold.types import Estimate, InputError
 
-from .noised import MEMORY_BUDGET, check_points, mean_over_noises, noised, rows_that_fit
+from .noised import (
+    MEMORY_BUDGET,
+    check_points,
+    jacobian_at,
+    mean_over_noises,
+    noised,
+    rows_that_fit,
+)
 
 _FLOOR = 1e-3  # eigenvalues below are equally small, for the rule "ratio"
 
@@ -83,7 +89,7 @@ def jacobian_rank(
     size = rows_that_fit(denoiser, x, sigma, cond, memory_budget, most)
     each, open_ends = [], 0
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
-        jacobian = Jacobian(rows.f, rows.x, sigma)
+        jacobian = jacobian_at(denoiser, rows, sigma)
         found = leading_eigenvalues(
             jacobian.symmetric,
             rows.x,

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.base import Denoiser, select
-from memfold.linalg.jacobian import graph_bytes
+from memfold.linalg.jacobian import Jacobian, graph_bytes
 from memfold.tensors import normal_like
 from memfold.types import Estimate, InputError
 
@@ -101,6 +101,12 @@ def noised(
             return denoiser(y, sigma, own)
 
         yield Rows(clean + sigma * noise, clean, noise, f)
+
+
+def jacobian_at(denoiser: Denoiser, rows: Rows, sigma: float) -> Jacobian:
+    """Return J = dD/dx at a chunk of rows; how its products are made is remembered by model."""
+    network = denoiser if denoiser.module is None else denoiser.module
+    return Jacobian(rows.f, rows.x, sigma, network=network, precision=denoiser.dtype)
 
 
 def rows_that_fit(

@@ -10,12 +10,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.base import Denoiser, as_denoiser
-from memfold.linalg.jacobian import Jacobian
 from memfold.linalg.spectrum import quadratic_form
 from memfold.tensors import base_seed, rademacher_like
 from memfold.types import Estimate, InputError
 
-from .noised import MEMORY_BUDGET, check_points, mean_over_noises, noised, rows_that_fit
+from .noised import (
+    MEMORY_BUDGET,
+    check_points,
+    jacobian_at,
+    mean_over_noises,
+    noised,
+    rows_that_fit,
+)
 
 Count = Literal["one-sided", "lhsd"]
 
@@ -154,7 +160,7 @@ def _traces(
     size = rows_that_fit(denoiser, x, sigma, cond, memory_budget)
     each = []
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
-        jacobian = Jacobian(rows.f, rows.x, sigma)
+        jacobian = jacobian_at(denoiser, rows, sigma)
         probes = rademacher_like(rows.x, n_probes, seed + 1).unbind(1)
         forms = [quadratic_form(jacobian.symmetric, f, probe, n_steps) for probe in probes]
         each.append(torch.stack(forms).mean(0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -10,26 +11,34 @@ from torch import Tensor
 
 from memfold.types import InputError
 
-from .products import HALF, WAYS, adjoint_holds, difference_jvp, forward_jvp
+from .products import (
+    WAYS,
+    adjoint_holds,
+    difference_jvp,
+    forward_jvp,
+    known_way,
+    remember,
+)
 
 
 class Jacobian:
     """J = df/dx at each point of a batch, as an operator.
 
-    Vector-Jacobian products share one retained graph. Jacobian-vector products are central
-    differences unless told otherwise, two forward passes each: they keep nothing in memory, and
-    work with fused attention and in any precision. Two other ways are exact, where f allows them:
-    double backward through the graph, which is faster but keeps a second graph, and forward mode,
-    which keeps none but takes torch seconds to start (see `products`).
+    Vector-Jacobian products share one retained graph. Jacobian-vector products take the first way
+    that f allows (see `products`): forward mode, exact, a pass each; double backward through the
+    graph, exact too, which keeps a second one; and else, as with fused attention, a central
+    difference of two passes. The first product tries them, and compares them with J^T;
+    what works is remembered with the network.
 
     Args:
         f: maps (b, *d) to (b, *e), sample by sample.
         x: the points, shape (b, *d).
         scale: the length over which f is smooth (sigma, for a denoiser): sets the difference's
             step.
-        way: of `jvp`: "difference", "double-backward", "forward", or "auto": the first of
-            double backward, forward mode and difference that the first product shows to work,
-            tested by <u, J v> = <J^T u, v>.
+        way: of `jvp`: "auto", "forward", "double-backward" or "difference".
+        network: what f calls, any object: for it, "auto" is decided once in its lifetime.
+        precision: what the network computes in, where that is not the dtype of x: sets the
+            difference's step and the test's tolerance.
 
     Attributes:
         value: f(x), shape (b, *e).
@@ -44,11 +53,14 @@ class Jacobian:
         x: Float[Tensor, "b *d"],
         scale: float | Tensor,
         *,
-        way: str = "difference",
+        way: str = "auto",
+        network: object | None = None,
+        precision: torch.dtype | None = None,
     ) -> None:
         if way not in ("auto", *WAYS):
             raise InputError(f"way = {way!r} is unknown; choose from auto, {', '.join(WAYS)}")
         self.f, self.scale, self.way = f, scale, way
+        self.network, self.precision = network, precision
         with torch.enable_grad():
             self.x = x.detach().requires_grad_(True)
             self._y = f(self.x)
@@ -62,28 +74,34 @@ class Jacobian:
 
     def jvp(self, v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *e"]:
         """Return J v; exact but for the central difference, of second order in its step."""
-        ways = WAYS if self.way == "auto" else (self.way,)
-        for way in ways:
-            try:
-                out = self._jvp(way, v)
-            except (RuntimeError, NotImplementedError):
-                if len(ways) == 1 or way == "difference":
-                    raise
-                continue
-            if len(ways) == 1 or way == "difference" or self._trusted(out, v):
-                self.way = way
-                break
-        return out
+        if self.way == "auto":
+            self.way = known_way(self.network, self.x, self.precision) or self._find_way()
+        try:
+            return self._jvp(self.way, v)
+        except (RuntimeError, NotImplementedError):
+            if self.network is None or self.way == "difference":
+                raise
+            self.way = self._find_way()  # the network has changed since
+            return self._jvp(self.way, v)
 
-    def _trusted(self, out: Tensor, v: Tensor) -> bool:
-        return out.dtype not in HALF and adjoint_holds(self._y, self.x, out, v)
+    def _find_way(self) -> str:
+        for way in WAYS[:-1]:
+            try:
+                if adjoint_holds(self._y, self.x, partial(self._jvp, way), self.precision):
+                    break
+            except (RuntimeError, NotImplementedError):
+                continue
+        else:
+            way = "difference"
+        remember(self.network, self.x, self.precision, way)
+        return way
 
     def _jvp(self, way: str, v: Tensor) -> Tensor:
         if way == "forward":
             return forward_jvp(self.f, self.x, v)
         if way == "double-backward":
             return self._double_backward(v)
-        return difference_jvp(self.f, self.x, v, self.scale)
+        return difference_jvp(self.f, self.x, v, self.scale, precision=self.precision)
 
     def _double_backward(self, v: Tensor) -> Tensor:
         """Differentiate u -> J^T u, which is linear in u and built once, along v."""
