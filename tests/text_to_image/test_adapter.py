@@ -272,7 +272,23 @@ def test_pipelines_without_a_prompt():
 def test_pipelines_that_need_an_image():
     parts = tiny.pipeline("sd1 (eps)").components
     image = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
-    refused(image, "StableDiffusionImg2ImgPipeline needs an image", "text-to-image")
+    refused(
+        image, "StableDiffusionImg2ImgPipeline needs an image", "looked for a run with a prompt",
+        "AutoPipelineForText2Image",
+    )  # fmt: skip
+
+
+def test_pipelines_that_draw_videos():
+    parts = tiny.pipeline("sd1 (eps)").components
+    unet = diffusers.UNet3DConditionModel(
+        block_out_channels=(4, 8), layers_per_block=1, sample_size=8, norm_num_groups=2,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), attention_head_dim=4,
+        cross_attention_dim=32,
+    ).eval()  # fmt: skip
+    names = ("vae", "text_encoder", "tokenizer", "scheduler")
+    video = diffusers.TextToVideoSDPipeline(unet=unet, **{k: parts[k] for k in names})
+    refused(video, "TextToVideoSDPipeline takes `num_frames`", "pass a text-to-image pipeline")
 
 
 def test_networks_in_training_mode():

@@ -100,7 +100,9 @@ def look(runs: Runs, kind: type, table: Schedule) -> Look:
         if "image" not in runs.accepts:
             raise
         raise InputError(
-            f"{runs.name} needs an image: it is no text-to-image pipeline ({error})"
+            f"{runs.name} needs an image: it is no text-to-image pipeline (looked for a run with a "
+            f"prompt alone: {str(error)[:100]}); pass the text-to-image pipeline of the same "
+            "weights, as by diffusers.AutoPipelineForText2Image.from_pipe(pipe)"
         ) from error
     if not whole.calls or not whole.steps:
         raise InputError(

@@ -24,6 +24,8 @@ from ._runs import Runs, find_network
 from ._state import adapters, adapters_off, frozen
 from .diffusers import read_schedule
 
+_OTHERS = {"num_frames", "video_length", "num_videos_per_prompt", "audio_length_in_s"}
+
 
 class TextToImage(Runs):
     """A diffusers text-to-image pipeline, whose prompts become Denoisers.
@@ -226,7 +228,15 @@ class TextToImage(Runs):
         if self.network.training:
             raise InputError(f"{self.name}'s network is in training mode; call .eval() on it first")
         if "prompt" not in self.accepts:
-            raise InputError(f"{self.name} takes no prompt: it is no text-to-image pipeline")
+            raise InputError(
+                f"{self.name} takes no prompt: it is no text-to-image pipeline (looked for `prompt` "
+                "among its arguments); memfold.load and an audit of images take it"
+            )
+        for name in sorted(_OTHERS & self.accepts):
+            raise InputError(
+                f"{self.name} takes `{name}`: it draws no single images, which is all that memfold "
+                "knows; pass a text-to-image pipeline"
+            )
 
     def _halves(self, prompt: str, options: dict[str, Any]) -> tuple[Condition, Condition | None]:
         layout = self.layout
