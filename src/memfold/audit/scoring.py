@@ -99,8 +99,8 @@ class Scoring:
         pipe = read_pipeline(self.model, allow_pickle=self.allow_pickle, revision=None)
         if not is_text_to_image(pipe):
             raise InputError(
-                f"{self.model} is a {type(pipe).__name__}, which takes no prompt (looked for a text "
-                "encoder or a tokenizer); audit its images: memfold audit MODEL --data IMAGES"
+                f"{self.model} is a {type(pipe).__name__}, which takes no prompt (looked for a "
+                "text encoder or a tokenizer); audit its images: memfold audit MODEL --data IMAGES"
             )
         with quiet_libraries():
             pipe.to(self.device)

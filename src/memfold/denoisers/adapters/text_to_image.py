@@ -229,8 +229,8 @@ class TextToImage(Runs):
             raise InputError(f"{self.name}'s network is in training mode; call .eval() on it first")
         if "prompt" not in self.accepts:
             raise InputError(
-                f"{self.name} takes no prompt: it is no text-to-image pipeline (looked for `prompt` "
-                "among its arguments); memfold.load and an audit of images take it"
+                f"{self.name} takes no prompt: it is no text-to-image pipeline (looked for "
+                "`prompt` among its arguments); memfold.load and an audit of images take it"
             )
         for name in sorted(_OTHERS & self.accepts):
             raise InputError(
