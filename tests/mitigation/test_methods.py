@@ -116,13 +116,13 @@ def test_noise_lowers_the_first_steps_pull_and_keeps_its_norm():
 
 def test_late_guidance_waits_for_a_rise_after_a_fall():
     from memfold.mitigation.schedule import late_guidance
-    from memfold.sampling.monitor import StepView
+    from memfold.sampling.view import StepView
 
     found = late_guidance(adapted(), PROMPT, seeds=(), options=RUN, before=1.0)
     change, held = found.steering(), []
     for k, norm in enumerate((3.0, 4.0, 2.0, 1.0, 1.5, 0.5)):  # rises, falls, its minimum, rises
         x, pull = torch.zeros(1, 1, 1, 1), torch.full((1, 1, 1, 1), norm)
-        view = StepView(k, 1.0, x, pull, torch.zeros_like(x), pull)
+        view = StepView(k, 1.0, x, (pull, torch.zeros_like(x), pull))
         out = change(view)
         held.append(out is not None and torch.equal(out, pull))
     assert held == [True, True, True, True, False, False]

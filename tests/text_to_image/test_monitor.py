@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -332,8 +332,7 @@ def test_bright_ending_weighs_the_difference_by_the_end_map():
     eps = (view.conditional - view.unconditional) / view.sigma
     weighted = (eps * mask[:, None]).flatten(1).norm(dim=1)
     torch.testing.assert_close(view.bright_ending, weighted / mask.flatten(1).mean(1))
-    even = copy.copy(view)
-    object.__setattr__(even, "end_attention", torch.full_like(view.end_attention, 0.2))
+    even = replace(view, end_attention=torch.full_like(view.end_attention, 0.2))
     torch.testing.assert_close(even.bright_ending, even.cfg_norm)
 
 

@@ -8,6 +8,7 @@ interpolated linearly in log sigma; beyond their ends there is nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -51,15 +52,25 @@ class Schedule:
     def t(self, sigma: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Return the time for each sigma, interpolated in log sigma; the caller keeps the range."""
         logs = sigma.detach().to("cpu", torch.float64).log().numpy()
-        times = np.interp(logs, self.sigmas.log().numpy(), self.times.numpy())
+        table, times = self._by_sigma
+        times = np.interp(logs, table, times)
         return torch.as_tensor(times, dtype=torch.float64).to(sigma)
 
     def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """Return sigma for each time, float64 on the CPU; times beyond the table take its ends."""
         times = t.detach().to("cpu", torch.float64).numpy()
+        return torch.as_tensor(np.interp(times, *self._by_time), dtype=torch.float64).exp()
+
+    @cached_property
+    def _by_sigma(self) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the sigmas, and their times."""
+        return self.sigmas.log().numpy(), self.times.numpy()
+
+    @cached_property
+    def _by_time(self) -> tuple[np.ndarray, np.ndarray]:
+        """Times in ascending order, and the logarithms of their sigmas."""
         order = self.times.argsort()
-        logs = np.interp(times, self.times[order].numpy(), self.sigmas[order].log().numpy())
-        return torch.as_tensor(logs, dtype=torch.float64).exp()
+        return self.times[order].numpy(), self.sigmas[order].log().numpy()
 
     def retimed(self, scale: float, shift: float) -> Schedule:
         """Return the same sigmas for a network that is given `scale * t + shift` as its time."""

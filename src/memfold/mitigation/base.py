@@ -12,9 +12,9 @@ from torch import Tensor
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.sampling.arguments import guidance_of
-from memfold.sampling.monitor import StepView
 from memfold.sampling.steering import Change, conditioned, steered
 from memfold.sampling.trajectory import Generation, generate_watched
+from memfold.sampling.view import StepView
 
 
 @dataclass(frozen=True)

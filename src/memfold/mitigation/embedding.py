@@ -11,9 +11,9 @@ from torch import Tensor
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.band import Band
-from memfold.sampling.monitor import StepView
 from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.tensors import per_sample
+from memfold.sampling.view import StepView
+from memfold.tensors import expand, per_sample
 from memfold.types import InputError
 
 from .base import Mitigation
@@ -152,11 +152,12 @@ def _leaves(drawn: Generation, band: Band) -> bool:
 
 def _over(drawn: Generation, steps: Sequence[int], cond: Condition, band: Band) -> Tensor:
     """How far the scores stand above a share of the band's limits at some steps, on average."""
-    parts = []
-    for view in (drawn.views[i] for i in steps):
-        conditional = drawn.model.model(view.x, view.sigma, cond)
-        parts.append(torch.relu(_relative(view, conditional, band, drawn) - _MARGIN).mean())
-    return torch.stack(parts).mean()
+    views = [drawn.views[i] for i in steps]
+    x = torch.cat([view.x for view in views])
+    sigma = torch.tensor([view.sigma for view in views]).repeat_interleave(len(views[0].x))
+    parts = drawn.model.model(x, sigma.to(x), cond).split(len(views[0].x))
+    scores = [_relative(v, d, band, drawn) for v, d in zip(views, parts, strict=True)]
+    return torch.relu(torch.stack(scores) - _MARGIN).mean()
 
 
 def _relative(view: StepView, conditional: Tensor, band: Band, drawn: Generation) -> Tensor:
@@ -181,12 +182,12 @@ def _ratios(
     generator: torch.Generator | None,
 ) -> Tensor:
     """Loss with the prompt over loss without it, at each sigma and image."""
-    x, found = drawn.x, []
-    model = drawn.model.model
-    for sigma in sigmas:
-        noise = torch.randn(x.shape, generator=generator).to(x)
-        y = x + sigma * noise
-        with torch.no_grad():
-            without = per_sample((model(y, sigma, drawn.uncond) - x) ** 2)
-        found.append(per_sample((model(y, sigma, cond) - x) ** 2) / without.clamp_min(1e-12))
-    return torch.stack(found)
+    x, model = drawn.x, drawn.model.model
+    many = x.repeat(len(sigmas), *[1] * (x.ndim - 1))
+    sigma = torch.tensor(sigmas).to(x).repeat_interleave(len(x))
+    noise = torch.cat([torch.randn(x.shape, generator=generator) for _ in sigmas]).to(x)
+    noised = many + expand(sigma, many) * noise
+    with torch.no_grad():
+        without = per_sample((model(noised, sigma, drawn.uncond) - many) ** 2)
+    under = per_sample((model(noised, sigma, cond) - many) ** 2)
+    return (under / without.clamp_min(1e-12)).reshape(len(sigmas), len(x))

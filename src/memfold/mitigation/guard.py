@@ -15,7 +15,8 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.band import Band
 from memfold.memorization.calibrate import ATTENTION, weights_digest
 from memfold.sampling.arguments import argument_of, guidance_of
-from memfold.sampling.monitor import Monitor, StepView
+from memfold.sampling.monitor import Monitor
+from memfold.sampling.view import StepView
 from memfold.types import InputError
 
 from . import METHODS, Mitigation, mitigate

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.prompt_scores import minus_denoising_loss
-from memfold.sampling.monitor import StepView
+from memfold.sampling.view import StepView
 
 from .base import Mitigation, guided
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.sampling.monitor import Monitor, StepView
+from memfold.sampling.monitor import Monitor
+from memfold.sampling.view import StepView
 from memfold.types import InputError
 
 from .base import Mitigation

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.sampling.monitor import StepView
+from memfold.sampling.view import StepView
 
 from .base import Mitigation, guidance
 

@@ -15,7 +15,7 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand
 from memfold.types import InputError
 
-from .monitor import StepView, view_of
+from .view import StepView, view_of
 
 _STEP = ("model_output", "timestep", "sample")  # how a scheduler's step begins
 Change = Callable[[StepView], Tensor | None]

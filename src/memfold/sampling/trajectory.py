@@ -16,8 +16,9 @@ from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
 
 from .attention import AttentionWatch
-from .monitor import Monitor, StepView
+from .monitor import Monitor
 from .steering import Change, conditioned, steered
+from .view import StepView
 
 
 @dataclass(frozen=True)
