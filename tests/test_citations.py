@@ -1,10 +1,18 @@
 """The bibliography: complete, well formed, and forgiving about names."""
 
+import importlib
+import inspect
+import pkgutil
 import re
 
 import pytest
 
-from memfold.citations import CITATIONS, bibliography, cite
+import memfold.lid
+from memfold.citations import CITATIONS, SOURCES, bibliography, cite
+from memfold.lid._neighbors_base import NeighborsLID
+from memfold.lid.noised import mean_over_noises
+from memfold.memorization.detectors import DETECTORS
+from memfold.mitigation import METHODS
 from memfold.types import InputError
 
 
@@ -66,3 +74,38 @@ def test_the_bibliography_has_each_entry_once():
     text = bibliography()
     assert [text.count(f"{{{key},") for key in CITATIONS] == [1] * len(CITATIONS)
     assert bibliography("ho2020ddpm") == cite("ho2020ddpm")[0].bibtex + "\n"
+
+
+def public(package, keep):
+    """Yield what the modules of a package define under a public name."""
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for name, thing in vars(module).items():
+            own = getattr(thing, "__module__", None) == module.__name__
+            if own and not name.startswith("_") and keep(thing):
+                yield name
+
+
+def is_estimator(thing):
+    if inspect.isclass(thing):
+        return issubclass(thing, NeighborsLID) and thing is not NeighborsLID
+    returns = inspect.signature(thing).return_annotation if inspect.isfunction(thing) else ""
+    return returns == "Estimate" and thing is not mean_over_noises
+
+
+def test_every_estimator_has_a_source():
+    names = set(public(memfold.lid, is_estimator))
+    assert {"flipd", "dsm_lid", "jacobian_rank", "decoder_slope", "lidl", "ESS", "MLE"} <= names
+    assert names - set(SOURCES) == set()
+
+
+def test_every_mitigation_and_every_detector_has_a_source():
+    assert set(METHODS) - set(SOURCES) == set()
+    assert {d.source for d in DETECTORS.values()} - set(CITATIONS) == set()
+    assert len(DETECTORS) > 9
+
+
+def test_sources_are_in_the_bibliography_and_name_what_exists():
+    assert {key for keys in SOURCES.values() for key in keys} - set(CITATIONS) == set()
+    made = set(public(memfold.lid, callable)) | set(METHODS) | {"reword"}
+    assert set(SOURCES) - made == set()
