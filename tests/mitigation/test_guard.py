@@ -152,6 +152,18 @@ def test_what_still_fires_after_the_mitigation_is_refused():
     assert guarded.last == "refused"
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_rewriting_needs_no_weights_and_takes_an_attribution(given):
+    from memfold.explain.attribution import attribute
+
+    model = adapted("sd1 (eps)")
+    weights = (lambda prompt: attribute(model, prompt, seeds=(1,))) if given else None
+    guarded = Guard(model, band(0.0), method="rewrite", weights=weights)
+    with model.quiet(), pytest.raises(Refused, match="after the mitigation by rewrite"):
+        call(guarded)
+    assert len(guarded.mitigation.prompt.split()) == len(PROMPT.split())
+
+
 def test_a_steered_mitigation_cannot_hide_from_the_check():
     """LID guidance sets both halves alike; the monitor still sees the network's own."""
     from memfold import mitigate
@@ -185,8 +197,7 @@ def test_a_band_of_something_else_is_refused():
     ("options", "match"),
     [
         ({"on_memorized": "ignore"}, "mitigate, warn, refuse"),
-        ({"method": "magic"}, "choose from embedding"),
-        ({"method": "rewrite"}, "needs weights="),
+        ({"method": "magic"}, "choose from reword"),
     ],
 )
 def test_unknown_options_are_refused_at_once(options, match):

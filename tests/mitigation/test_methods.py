@@ -59,7 +59,7 @@ def test_repeatable_and_nothing_of_the_pipeline_changes(method):
     assert torch.equal(again.x, plain().x)
     # Every method does something; an embedding that is free enough already is left alone, and a
     # random network knows nothing by heart (tests/mitigation/test_bundled.py has one that does).
-    assert torch.equal(a.x, plain().x) == (method == "embedding")
+    assert torch.equal(a.x, plain().x) == (method in ("embedding", "reword"))
 
 
 @pytest.mark.parametrize("family", ["sd2 (v)", "sdxl", "sd3", "pixart", "sana", "hunyuan"])
@@ -72,7 +72,7 @@ def test_other_families(family, method):
 
 
 def test_unknown_methods_and_options_are_refused():
-    with pytest.raises(InputError, match="method = 'magic' is unknown; choose from embedding"):
+    with pytest.raises(InputError, match="method = 'magic' is unknown; choose from reword"):
         made("magic")
     with pytest.raises(InputError, match="iteration: no option of method 'embedding'"):
         made("embedding", iteration=3)
@@ -86,7 +86,8 @@ def test_unknown_methods_and_options_are_refused():
     ("method", "options", "match"),
     [
         ("embedding", {"target": 1.5}, "take 0 < target < 1"),
-        ("rewrite", {"weights": {}}, "needs weights"),
+        ("rewrite", {"weights": [("a", 1.0)]}, "weights are of 'a'"),
+        ("reword", {"target": 1.5}, "take 0 < target < 1"),
         ("rewrite", {"n_words": 0}, "take 1 or more"),
         ("rewrite", {"temperature": 0.0}, "above 0"),
         ("random_words", {"kind": "emoji"}, "words, numbers, repeats"),

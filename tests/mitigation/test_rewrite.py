@@ -43,6 +43,19 @@ def test_words_are_drawn_by_softmax_of_their_weights():
     assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 200) ** 0.5
 
 
+def test_a_repeated_word_has_a_weight_of_its_own_in_each_place():
+    """A mapping gives both the same; pairs in the order of the prompt tell them apart."""
+    text = "anna by anna"
+    places = set()
+    for k in range(20):
+        new = mitigate(
+            adapted(), text, method="rewrite", weights=[("anna", 0.0), ("by", 0.0), ("anna", 1.0)],
+            generator=torch.Generator().manual_seed(k), temperature=0.01,
+        ).prompt.split()  # fmt: skip
+        places |= {i for i, word in enumerate(new) if word != text.split()[i]}
+    assert places == {2}
+
+
 def test_the_control_draws_evenly():
     drawn = [gone("random_rewrite", k)[0] for k in range(240)]
     words = PROMPT.split()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +13,18 @@ from memfold.tensors import text_seed
 from memfold.types import InputError
 
 from .away import away
-from .base import Mitigation
+from .base import Mitigation, Weights
 from .embedding import embedding
 from .lid_guidance import lid_guidance
 from .noise import noise
 from .padding import padding
 from .random_tokens import random_words
+from .reword import reword
 from .rewrite import random_rewrite, rewrite
 from .schedule import late_guidance
 
 METHODS: dict[str, Callable[..., Mitigation]] = {
+    "reword": reword,
     "embedding": embedding,
     "rewrite": rewrite,
     "random_rewrite": random_rewrite,
@@ -43,7 +45,7 @@ def mitigate(
     *,
     method: str = "embedding",
     seeds: Sequence[int] = (0, 1, 2, 3),
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Mitigation:
@@ -54,7 +56,9 @@ def mitigate(
         prompt: the words.
         method: one of `METHODS`.
         seeds: seeds that are to be drawn; those by which a method finds out are others.
-        weights: weight of each word, from `memfold.attribute`, for "rewrite".
+        weights: weight of each word, for "rewrite": what `memfold.attribute` returned, pairs (word,
+            weight) in the order of the prompt, or a mapping, in which a repeated word has one
+            weight; found by leaving each word out if None.
         generator: source of randomness; keyed by the prompt if None, so that a call can be
             repeated and prompts differ.
         options: the method's own options, and arguments of the pipeline.

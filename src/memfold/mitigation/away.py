@@ -12,7 +12,7 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.sampling.view import StepView
 from memfold.types import InputError
 
-from .base import Mitigation, guided
+from .base import Mitigation, Weights, guided
 
 
 def away(
@@ -20,7 +20,7 @@ def away(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     reference: Tensor | None = None,

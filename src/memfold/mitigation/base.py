@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,22 @@ from memfold.sampling.arguments import guidance_of
 from memfold.sampling.steering import Change, conditioned, steered
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.sampling.view import StepView
+
+
+@runtime_checkable
+class Weighted(Protocol):
+    """Words of a prompt in their order, each with its weight: an Attribution."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words."""
+
+    @property
+    def weights(self) -> Tensor:
+        """One weight a word."""
+
+
+Weights = Mapping[str, float] | Sequence[tuple[str, float]] | Weighted
 
 
 @dataclass(frozen=True)

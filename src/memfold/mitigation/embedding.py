@@ -11,14 +11,12 @@ from torch import Tensor
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.band import Band
-from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.sampling.view import StepView
-from memfold.tensors import expand, per_sample
+from memfold.sampling.trajectory import Generation
 from memfold.types import InputError
 
-from .base import Mitigation
+from .base import Mitigation, Weights
+from .freedom import DRAWN, SIGMAS, drawn_apart, out_of_band, ratios, relative
 
-_DRAWN = 2  # images by which the embedding is optimised
 _STEPS, _MARGIN = 6, 0.8  # steps whose scores are lowered, to so much of the band's limit
 
 
@@ -27,11 +25,11 @@ def embedding(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     target: float = 0.8,
-    sigmas: Sequence[float] = (0.6, 1.2, 2.5),
+    sigmas: Sequence[float] = SIGMAS,
     learning_rate: float = 0.02,
     iterations: int = 20,
     rounds: int | None = None,
@@ -75,7 +73,7 @@ def embedding(
     if not model.has_unconditional:
         model.unconditional()
     first = max(seeds, default=0) + 1
-    drawn = [_drawn(model, prompt, None, first, options)]
+    drawn = [drawn_apart(model, prompt, None, first, options)]
     leaves: dict[str, Tensor] = {}
 
     def lift(name: str, tensor: Tensor) -> Tensor:
@@ -96,12 +94,12 @@ def embedding(
         steps = [] if band is None else _nearest(drawn[-1], band)
         for _ in range(iterations):
             with torch.enable_grad():
-                ratios = torch.cat([_ratios(g, cond, sigmas, generator) for g in drawn], 1)
-                missing = torch.relu(target - ratios).mean() + torch.relu(ratios - 1.0).mean()
+                now = torch.cat([ratios(g, cond, sigmas, generator) for g in drawn], 1)
+                missing = torch.relu(target - now).mean() + torch.relu(now - 1.0).mean()
                 over = torch.zeros(())
                 if band is not None:
                     over = _over(drawn[-1], steps, cond, band)
-                low = torch.relu(target - ratios.detach().mean(0)).max()
+                low = torch.relu(target - now.detach().mean(0)).max()
                 if float(low) == 0 and float(over.detach()) == 0:
                     break
                 away = sum(
@@ -112,11 +110,11 @@ def embedding(
                 (missing + over + proximity * away).backward()
             optimizer.step()
             done += 1
-        now = cond.map(lambda name, tensor: tensor.detach().clone())
-        drawn.append(_drawn(model, prompt, now, first + _DRAWN * (turn + 1), options))
+        moved = cond.map(lambda name, tensor: tensor.detach().clone())
+        drawn.append(drawn_apart(model, prompt, moved, first + DRAWN * (turn + 1), options))
         with torch.no_grad():
-            ratio = float(_ratios(drawn[-1], now, sigmas, generator).mean())
-        if ratio >= target and (band is None or not _leaves(drawn[-1], band)):
+            ratio = float(ratios(drawn[-1], moved, sigmas, generator).mean())
+        if ratio >= target and (band is None or not out_of_band(drawn[-1], band)):
             break
     return Mitigation(
         model=model,
@@ -133,21 +131,10 @@ def embedding(
     )
 
 
-def _drawn(
-    model: TextToImage, prompt: str, cond: Condition | None, first: int, options: Mapping[str, Any]
-) -> Generation:
-    seeds = list(range(first, first + _DRAWN))
-    return generate_watched(model, prompt, seeds, cond=cond, attention=False, **options)
-
-
 def _nearest(drawn: Generation, band: Band) -> list[int]:
     """Return the steps at which a score comes nearest to the band's limit."""
-    near = [float(_relative(v, v.conditional, band, drawn).max()) for v in drawn.views]
+    near = [float(relative(v, v.conditional, band, drawn).max()) for v in drawn.views]
     return sorted(range(len(near)), key=lambda i: -near[i])[:_STEPS]
-
-
-def _leaves(drawn: Generation, band: Band) -> bool:
-    return any(bool((_relative(v, v.conditional, band, drawn) > 1).any()) for v in drawn.views)
 
 
 def _over(drawn: Generation, steps: Sequence[int], cond: Condition, band: Band) -> Tensor:
@@ -156,38 +143,5 @@ def _over(drawn: Generation, steps: Sequence[int], cond: Condition, band: Band) 
     x = torch.cat([view.x for view in views])
     sigma = torch.tensor([view.sigma for view in views]).repeat_interleave(len(views[0].x))
     parts = drawn.model.model(x, sigma.to(x), cond).split(len(views[0].x))
-    scores = [_relative(v, d, band, drawn) for v, d in zip(views, parts, strict=True)]
+    scores = [relative(v, d, band, drawn) for v, d in zip(views, parts, strict=True)]
     return torch.relu(torch.stack(scores) - _MARGIN).mean()
-
-
-def _relative(view: StepView, conditional: Tensor, band: Band, drawn: Generation) -> Tensor:
-    """Scores of a step over the band's limits, of each image the largest."""
-    without = conditional if view.unconditional is None else view.unconditional
-    pull = conditional - without
-    values = {
-        "cfg_norm": pull.flatten(1).norm(dim=1) / view.sigma,
-        "guided_score_norm": (without + (drawn.guidance_scale or 1.0) * pull - view.x)
-        .flatten(1)
-        .norm(dim=1)
-        / view.sigma**2,
-    }
-    found = [values[n] / band.limit(view.sigma, n) for n in band.scores if n in values]
-    return torch.stack(found).amax(0)
-
-
-def _ratios(
-    drawn: Generation,
-    cond: Condition,
-    sigmas: Sequence[float],
-    generator: torch.Generator | None,
-) -> Tensor:
-    """Loss with the prompt over loss without it, at each sigma and image."""
-    x, model = drawn.x, drawn.model.model
-    many = x.repeat(len(sigmas), *[1] * (x.ndim - 1))
-    sigma = torch.tensor(sigmas).to(x).repeat_interleave(len(x))
-    noise = torch.cat([torch.randn(x.shape, generator=generator) for _ in sigmas]).to(x)
-    noised = many + expand(sigma, many) * noise
-    with torch.no_grad():
-        without = per_sample((model(noised, sigma, drawn.uncond) - many) ** 2)
-    under = per_sample((model(noised, sigma, cond) - many) ** 2)
-    return (under / without.clamp_min(1e-12)).reshape(len(sigmas), len(x))

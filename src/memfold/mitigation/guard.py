@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,9 @@ from memfold.sampling.view import StepView
 from memfold.types import InputError
 
 from . import METHODS, Mitigation, mitigate
+from .base import Weights
 
 ACTIONS = ("mitigate", "warn", "refuse")
-Weights = Mapping[str, float]
 # What the caller decides and a mitigation, which draws images of its own, must not take over.
 _CALL = frozenset(
     {"prompt", "generator", "num_images_per_prompt", "output_type", "return_dict", "latents",
@@ -82,8 +82,9 @@ class Guard:
         band: a Band, or its file.
         on_memorized: "mitigate", "warn" or "refuse".
         method: a mitigation of `METHODS`.
-        weights: from a prompt to the weights of its words, for "rewrite":
-            `lambda p: dict(zip((a := memfold.attribute(model, p)).words, a.weights.tolist()))`.
+        weights: from a prompt to the weights of its words, for "rewrite", such as
+            `lambda prompt: memfold.attribute(model, prompt)`; without it, "rewrite" weighs the
+            words by leaving each out.
         method_options: the method's own options.
 
     Attributes:
@@ -110,8 +111,6 @@ class Guard:
         ):
             if value not in known:
                 raise InputError(f"{name} = {value!r} is unknown; choose from {', '.join(known)}")
-        if method == "rewrite" and weights is None:
-            raise InputError("method = 'rewrite' needs weights=, a function of the prompt")
         self.model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
         self.band = band if isinstance(band, Band) else Band.load(band)
         self.band.check(pipeline=self.model.name, digest=weights_digest(self.model.network))

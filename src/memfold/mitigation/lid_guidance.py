@@ -12,7 +12,7 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.prompt_scores import minus_denoising_loss
 from memfold.sampling.view import StepView
 
-from .base import Mitigation, guided
+from .base import Mitigation, Weights, guided
 
 
 def lid_guidance(
@@ -20,7 +20,7 @@ def lid_guidance(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     strength: float = 0.5,

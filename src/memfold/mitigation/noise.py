@@ -13,7 +13,7 @@ from memfold.sampling.monitor import Monitor
 from memfold.sampling.view import StepView
 from memfold.types import InputError
 
-from .base import Mitigation
+from .base import Mitigation, Weights
 
 _ROUNDING = 0.02  # of the score, between the watched call and ours
 
@@ -27,7 +27,7 @@ def noise(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     target: float = 0.5,

@@ -11,7 +11,7 @@ from torch import Tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.types import InputError
 
-from .base import Mitigation
+from .base import Mitigation, Weights
 
 FILLS = ("empty", "start", "zero")
 
@@ -21,7 +21,7 @@ def padding(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     fill: str = "empty",

@@ -10,7 +10,7 @@ import torch
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.types import InputError
 
-from .base import Mitigation
+from .base import Mitigation, Weights
 from .vocabulary import vocabulary
 
 KINDS = ("words", "numbers", "repeats")
@@ -22,7 +22,7 @@ def random_words(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     n_words: int = 4,

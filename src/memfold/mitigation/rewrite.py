@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.tensors import base_seed
 from memfold.types import InputError
 
-from .base import Mitigation
+from .base import Mitigation, Weighted, Weights
 from .endpoint import ask
+from .freedom import SIGMAS, Freedom, without_each
 from .vocabulary import vocabulary
 
 _NEIGHBOURS = 16
@@ -23,7 +25,7 @@ def rewrite(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     n_words: int = 1,
@@ -42,8 +44,9 @@ def rewrite(
     Args:
         model: the pipeline.
         prompt: the words.
-        seeds: not used.
-        weights: weight of each word, from `memfold.attribute`.
+        seeds: where there are no weights, images are drawn from seeds past the largest of these.
+        weights: weight of each word, from `memfold.attribute`; if None, how much the denoising loss
+            at what the prompt draws rises without the word.
         generator: source of the draws.
         options: arguments of the pipeline.
         n_words: how many words are replaced.
@@ -56,16 +59,16 @@ def rewrite(
         The mitigation.
 
     Raises:
-        InputError: there are no weights, an option is out of range, or the endpoint fails.
+        InputError: the weights are of other words, an option is out of range, or the endpoint
+            fails.
     """
-    if not weights:
-        raise InputError(
-            "method = 'rewrite' needs weights of the words; pass weights= from memfold.attribute"
-        )
     if temperature <= 0:
         raise InputError(f"temperature = {temperature}; take a number above 0")
     words = prompt.split()
-    values = torch.tensor([float(weights.get(w, 0.0)) for w in words], dtype=torch.float64)
+    if weights is None:
+        values = _left_out(model, words, seeds, generator, options)
+    else:
+        values = torch.tensor(_aligned(weights, words), dtype=torch.float64)
     p = torch.softmax(values / (temperature * values.max().clamp_min(1e-12)), 0)
     return _rewritten(
         model, prompt, "rewrite", _draw(p, n_words, generator), options, (url, llm, key_env)
@@ -77,7 +80,7 @@ def random_rewrite(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     n_words: int = 1,
@@ -109,6 +112,40 @@ def random_rewrite(
     return _rewritten(
         model, prompt, "random_rewrite", _draw(p, n_words, generator), options, (url, llm, key_env)
     )
+
+
+def _aligned(weights: Weights, words: list[str]) -> list[float]:
+    """Give each word of a prompt its own weight."""
+    if isinstance(weights, Mapping):
+        return [float(weights.get(word, 0.0)) for word in words]
+    if isinstance(weights, Weighted):
+        pairs = list(zip(weights.words, weights.weights.tolist(), strict=True))
+    else:
+        pairs = list(weights)
+    if [word for word, _ in pairs] != words:
+        raise InputError(
+            f"weights are of {' '.join(word for word, _ in pairs)[:60]!r}, and the prompt is "
+            f"{' '.join(words)[:60]!r}; attribute this prompt"
+        )
+    return [float(weight) for _, weight in pairs]
+
+
+def _left_out(
+    model: TextToImage,
+    words: list[str],
+    seeds: Sequence[int],
+    generator: torch.Generator | None,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Weigh each word by the rise of the denoising loss at what is drawn when it is left out."""
+    if len(words) < 2:
+        return torch.ones(len(words), dtype=torch.float64)
+    first = max(seeds, default=0) + 1
+    freedom = Freedom(model, options, SIGMAS, base_seed(generator), first)
+    drawn = freedom.drawn(" ".join(words))
+    before = freedom.at(drawn)
+    left = [freedom.at(drawn, text) - before for text in without_each(words)]
+    return torch.tensor(left, dtype=torch.float64).clamp_min(0)
 
 
 def _draw(p: Tensor, n: int, generator: torch.Generator | None) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.sampling.view import StepView
 
-from .base import Mitigation, guidance
+from .base import Mitigation, Weights, guidance
 
 
 def late_guidance(
@@ -19,7 +19,7 @@ def late_guidance(
     prompt: str,
     *,
     seeds: Sequence[int],
-    weights: Mapping[str, float] | None = None,
+    weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
     before: float = 0.0,
