@@ -46,6 +46,13 @@ def dsm_lid(
 
     Raises:
         InputError: points, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> def plane(x, sigma):  # normal along the first two of three axes
+    ...     return x * torch.tensor([1.0, 1.0, 0.0]) / (1 + sigma**2)
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> dsm_lid(plane, torch.zeros(1, 3), 0.1, n_noises=256, generator=generator).lid.round()
+    tensor([2.])
     """
     loss, _ = denoising_residuals(
         denoiser, x, sigma, cond=cond, n_noises=n_noises, generator=generator, batch_size=batch_size

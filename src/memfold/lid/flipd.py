@@ -67,6 +67,12 @@ def flipd(
 
     Raises:
         InputError: points, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> def plane(x, sigma):  # normal along the first two of three axes
+    ...     return x * torch.tensor([1.0, 1.0, 0.0]) / (1 + sigma**2)
+    >>> flipd(plane, torch.zeros(1, 3), 0.1).lid.round()
+    tensor([2.])
     """
     if at not in ("noised", "x"):
         raise InputError(f"at = {at!r} is unknown; choose 'noised' or 'x'")

@@ -72,6 +72,12 @@ def jacobian_rank(
 
     Raises:
         InputError: points, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> def plane(x, sigma):  # normal along the first two of three axes
+    ...     return x * torch.tensor([1.0, 1.0, 0.0]) / (1 + sigma**2)
+    >>> jacobian_rank(plane, torch.zeros(1, 3), 0.1).lid.round()
+    tensor([2.])
     """
     if n_noises < 2:
         raise InputError(f"n_noises = {n_noises} gives no standard error; take 2 or more")

@@ -59,6 +59,12 @@ def normal_bundle(
 
     Raises:
         InputError: points, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> def plane(x, sigma):  # normal along the first two of three axes
+    ...     return x * torch.tensor([1.0, 1.0, 0.0]) / (1 + sigma**2)
+    >>> normal_bundle(plane, torch.zeros(1, 3), 0.1).lid.round()
+    tensor([2.])
     """
     denoiser = as_denoiser(denoiser)
     check_points(denoiser, x, sigma)

@@ -77,6 +77,12 @@ def spectral_lid(
 
     Raises:
         InputError: points, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> def plane(x, sigma):  # normal along the first two of three axes
+    ...     return x * torch.tensor([1.0, 1.0, 0.0]) / (1 + sigma**2)
+    >>> spectral_lid(plane, torch.zeros(1, 3), 0.1).lid.round()
+    tensor([2.])
     """
     f, steps = _filter(count, threshold, power, n_steps, n_probes)
     each = _traces(denoiser, x, sigma, cond, f, n_noises, steps, n_probes, generator, memory_budget)
