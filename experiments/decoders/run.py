@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -24,8 +25,10 @@ from torch import Tensor, nn
 from memfold.decoders.base import Decoder, FunctionDecoder
 from memfold.decoders.search import find_latents
 from memfold.lid.decoder_rank import decoder_lpca, decoder_rank, decoder_slope
+from memfold.linalg.rank import RankWarning
 
 SIGMA = 0.15  # scale of the LID; images have values in [-1, 1]
+SLOPE = SIGMA / 5  # scale of the slope, whose samples must stay where the model is nearly straight
 LATENT = 16  # of GAN and VAE
 GROUPS = ("repeated", "once", "held out")
 
@@ -157,12 +160,27 @@ def measure(decoder: Decoder, x: Tensor, seed: int) -> dict[str, Tensor]:
     starts = {"n_starts": 0, "n_steps": 0, "n_refine": 0} if decoder.has_encoder else {}
     found = find_latents(decoder, x, generator=generator, **starts)
     local = {"spread": 0.02, "n_samples": 10 * found.z.shape[1], "rule": "soft"}
+    slopes, settled = [], []
+    for row in found.z.split(1):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            slope = decoder_slope(decoder, row, SLOPE, n_samples=512, generator=generator)
+        slopes.append(slope.lid)
+        settled.append(not any(issubclass(w.category, RankWarning) for w in caught))
     return {
         "error": found.error,
         "rank": decoder_rank(decoder, found.z, SIGMA, rule="soft").lid,
         "lpca": decoder_lpca(decoder, found.z, SIGMA, generator=generator, **local).lid,
-        "slope": decoder_slope(decoder, found.z, SIGMA / 2, n_samples=512, generator=generator).lid,
+        "rank at the slope's scale": decoder_rank(decoder, found.z, SLOPE, rule="soft").lid,
+        "slope": torch.cat(slopes)[torch.tensor(settled)],
     }
+
+
+def cell(values: Tensor) -> str:
+    """Write a mean and its standard error, where there are enough values."""
+    if len(values) < 3:
+        return "–"
+    return f"{float(values.mean()):.3g} ± {float(values.std() / np.sqrt(len(values))):.2g}"
 
 
 def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, Tensor]]:
@@ -173,10 +191,11 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, Tenso
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     train, groups = data()
-    results = {}
-    print(f"sigma = {SIGMA} (slope: {SIGMA / 2}); mean ± standard error over images\n")
-    print("| model | images | error | rank (soft) | local PCA (soft) | smoothed slope |")
-    print("|---|---|---|---|---|---|")
+    results, trained = {}, []
+    print(f"sigma = {SIGMA} (slope: {SLOPE:.2g}); mean ± standard error over images\n")
+    print("| model | images | error | rank (soft) | local PCA (soft) ", end="")
+    print(f"| rank at {SLOPE:.2g} | smoothed slope | bends |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in args.models:
         fit, steps = MODELS[name]
         with torch.random.fork_rng(devices=[]):
@@ -187,12 +206,11 @@ def main(argv: list[str] | None = None) -> dict[tuple[str, str], dict[str, Tenso
         for group, x in groups.items():
             values = measure(decoder, x[: args.images], args.seed)
             results[name, group] = values
-            cells = [
-                f"{float(v.mean()):.3g} ± {float(v.std() / np.sqrt(len(v))):.2g}"
-                for v in values.values()
-            ]
-            print(f"| {name} | {group} | " + " | ".join(cells) + " |", flush=True)
-        print(f"| | | trained in {spent:.0f} s | | | |")
+            cells = [cell(v) for v in values.values()]
+            bends = len(values["rank"]) - len(values["slope"])
+            print(f"| {name} | {group} | {' | '.join(cells)} | {bends} |", flush=True)
+        trained.append(f"{name} {spent:.0f} s")
+    print(f"\nTraining: {', '.join(trained)}.")
     return results
 
 
