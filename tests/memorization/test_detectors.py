@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,3 +204,19 @@ def test_scales_are_those_of_the_latents(memorizing):
     # The bundled latents have variance 1, the scale at which sigma is meant.
     assert 0.5 < memorizing[2].x.std() < 2
     assert memorizing[0].model.schedule.sigma_min < SIGMA < memorizing[0].model.schedule.sigma_max
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, "verdict"])
+def test_every_detector_stands_in_the_table_of_known_answers(name):
+    lines = Path("docs/detectors.md").read_text("utf-8").splitlines()
+    assert any(line.startswith(f"| {name} |") for line in lines)
+
+
+@pytest.mark.parametrize("name", list(DETECTORS))
+def test_every_detector_is_explained_in_a_paragraph_of_its_own(name):
+    """And the paragraph says more than the table's title does."""
+    text = Path("docs/detectors.md").read_text("utf-8")
+    items = re.findall(r"^- `(\w+)`: (.*?)(?=\n- |\n\n)", text, re.DOTALL | re.MULTILINE)
+    assert sorted(found for found, _ in items) == sorted(DETECTORS)
+    (words,) = (said for found, said in items if found == name)
+    assert len(words.split()) >= 4
