@@ -28,8 +28,10 @@ from memfold.sampling.arguments import guidance_of
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.types import Curve, InputError
 
+from .mitigation_judge import latents_of, training_images
 from .scoring import Scoring, model_digest
 from .store import Store, write_text
+from .where import where
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Explanation:
         attribution: weights of the words.
         generation: the images that it was measured on.
         curves: LID over sigma at the first image, by name: with the prompt, without one.
+        taken: where in the images the prompt takes freedom away, as from `where`.
     """
 
     attribution: Attribution
     generation: Generation
     curves: dict[str, Curve]
+    taken: dict[str, Any]
 
     def facts(self) -> dict[str, Any]:
         """Give plain data for explanation.json."""
@@ -70,6 +74,7 @@ class Explanation:
                 for name, c in self.curves.items()
             },
             "warnings": list(a.warnings),
+            **self.taken,
         }
 
 
@@ -121,7 +126,7 @@ def explained(
         name: lid_curve(denoiser, x, sigmas, generator=torch.Generator().manual_seed(scoring.seed))
         for name, denoiser in named.items()
     }
-    return Explanation(found, generation, curves)
+    return Explanation(found, generation, curves, where(generation, scoring.seed))
 
 
 def write_explanation(found: Explanation, out: str | Path) -> None:
@@ -195,6 +200,7 @@ def mitigated(
     *,
     method: str,
     band: str | Path | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Draw a prompt before and after a mitigation and write both.
 
@@ -204,6 +210,7 @@ def mitigated(
         out: directory; created if need be.
         method: name of the mitigation.
         band: file of a band, to say whether the images leave it before and after.
+        data: training images, for "away".
 
     Returns:
         What mitigation.json holds.
@@ -211,6 +218,12 @@ def mitigated(
     Raises:
         InputError: the method needs what a command cannot give, or the band is of something else.
     """
+    if (method == "away") != (data is not None):
+        raise InputError(
+            "--method away needs the training images; pass --data"
+            if data is None
+            else f"--data is for --method away; leave it out with {method}"
+        )
     limits = None if band is None else Band.load(band)
     model, directory = scoring.load(), _directory(out)
     if limits is not None:
@@ -218,13 +231,14 @@ def mitigated(
         digest = weights_digest(model.network)
         limits.check(pipeline=model.name, digest=digest, guidance_scale=guidance)
     before = generate_watched(model, prompt, scoring.seeds, attention=False, **scoring.options())
-    weights = None
+    weights, own = None, {}
+    if data is not None:
+        own["reference"] = latents_of(training_images(data, model), model)
     if method == "rewrite":
-        found = attribute(model, prompt, generation=before)
-        weights = dict(zip(found.words, found.weights.tolist(), strict=True))
+        weights = attribute(model, prompt, generation=before)
     made = mitigate(
         model, prompt, method=method, seeds=scoring.seeds, weights=weights,
-        generator=torch.Generator().manual_seed(scoring.seed), **scoring.options(),
+        generator=torch.Generator().manual_seed(scoring.seed), **scoring.options(), **own,
     )  # fmt: skip
     after = made.generate(scoring.seeds)
     facts = {

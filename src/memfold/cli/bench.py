@@ -21,6 +21,7 @@ from memfold.cli._options import (
     Steps,
     Workers,
 )
+from memfold.types import InputError
 
 
 def bench(
@@ -46,8 +47,49 @@ def bench(
         str, typer.Option("--detectors", help="Names, separated by commas; all if left out.")
     ] = "",
     limit: Annotated[
-        int | None, typer.Option("--limit", help="The first so many of each kind.")
+        int | None,
+        typer.Option(
+            "--limit", help="So many of each kind: the first, for mitigations evenly spaced."
+        ),
     ] = None,
+    mitigation: Annotated[
+        bool, typer.Option("--mitigation", help="Compare mitigations, not detectors.")
+    ] = False,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            help="Mitigations, separated by commas, with options: reword,rewrite:n_words=2; all if "
+            "left out.",
+        ),
+    ] = "",
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Training images: what counts as a copy of them."),
+    ] = None,
+    embedding: Annotated[
+        str | None,
+        typer.Option(
+            "--embedding",
+            help="Also look for copies in this embedding: a TorchScript file (SSCD ...), or a "
+            "transformers vision model.",
+        ),
+    ] = None,
+    clip: Annotated[
+        str | None,
+        typer.Option("--clip", help="A transformers CLIP: text alignment and Frechet distance."),
+    ] = None,
+    copy_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--copy-limit",
+            help="Root mean square distance of latents below which an image is a copy; calibrated "
+            "on ordinary prompts if left out.",
+        ),
+    ] = None,
+    attacked: Annotated[
+        int, typer.Option("--attacked", help="Prompts in the adversarial recheck of mitigations.")
+    ] = 5,
     images: Images = 4,
     steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -59,25 +101,46 @@ def bench(
     overwrite: Overwrite = False,
     json_: Json = False,
 ) -> None:
-    """Compare all detectors on prompts whose answer is known.
+    """Compare all detectors, or all mitigations, on prompts whose answer is known.
 
     Prompt lists are CSV, JSON lines, plain text or Parquet. Writes bench.json, bench.md, bench.svg
-    and scores.csv (a row an image) to --out; a run that was stopped goes on where it was.
+    and scores.csv (a row an image) to --out; with --mitigation mitigation.json, .md, .svg and
+    samples.csv. A run that was stopped goes on where it was.
 
     [bold]Example[/bold]: memfold bench my-pipeline --memorized mem.csv --other other.csv --out dir
     """
-    from memfold.audit.bench import bench as run
     from memfold.audit.bench import read_labelled
     from memfold.audit.scoring import Scoring
 
+    wanted = {"--methods": methods, "--data": data, "--embedding": embedding, "--clip": clip,
+              "--copy-limit": copy_limit}  # fmt: skip
+    given = [name for name, value in wanted.items() if value]
+    if given and not mitigation:
+        raise InputError(f"{', '.join(given)}: only for --mitigation; add that, or leave it out")
+    if mitigation and detectors:
+        raise InputError("--detectors: not with --mitigation; name mitigations with --methods")
     names = tuple(name.strip() for name in detectors.split(",") if name.strip())
     scoring = Scoring(
         model=model, images=images, steps=steps, guidance_scale=guidance_scale, detectors=names,
         seed=seed, device=device, half=half, allow_pickle=allow_pickle,
     )  # fmt: skip
-    labelled, base = read_labelled(prompts, memorized, other, ordinary, limit=limit)
-    found = run(
-        labelled, scoring, out, ordinary=base, workers=workers, overwrite=overwrite,
-        progress=not json_,
-    )  # fmt: skip
-    typer.echo(json.dumps(found) if json_ else (Path(out) / "bench.md").read_text("utf-8"))
+    if mitigation:
+        from memfold.audit.mitigation_bench import Spaces, bench_mitigations, thinned
+
+        labelled, base = read_labelled(prompts, memorized, other, ordinary)
+        found = bench_mitigations(
+            thinned(labelled, limit), scoring, out, ordinary=base, attacked=attacked,
+            methods=[name.strip() for name in methods.split(",") if name.strip()],
+            spaces=Spaces(data=data, embedding=embedding, clip=clip, copy_limit=copy_limit),
+            workers=workers, overwrite=overwrite, progress=not json_,
+        )  # fmt: skip
+    else:
+        from memfold.audit.bench import bench as run
+
+        labelled, base = read_labelled(prompts, memorized, other, ordinary, limit=limit)
+        found = run(
+            labelled, scoring, out, ordinary=base, workers=workers, overwrite=overwrite,
+            progress=not json_,
+        )  # fmt: skip
+    table = Path(out) / ("mitigation.md" if mitigation else "bench.md")
+    typer.echo(json.dumps(found) if json_ else table.read_text("utf-8"))

@@ -76,12 +76,15 @@ def mitigate(
         str,
         typer.Option(
             "--method",
-            help="embedding, rewrite, random_rewrite, random_words, late_guidance, lid_guidance, "
-            "padding or noise.",
+            help="reword, embedding, rewrite, random_rewrite, random_words, late_guidance, "
+            "lid_guidance, padding, noise or away.",
         ),
     ] = "embedding",
     band: Annotated[
         str | None, typer.Option("--band", help="From memfold calibrate: are the images in it?")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="Training images, for --method away.")
     ] = None,
     images: Images = 4,
     steps: Steps = None,
@@ -105,7 +108,7 @@ def mitigate(
         model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
         device=device, half=half, allow_pickle=allow_pickle,
     )  # fmt: skip
-    found = mitigated(scoring, prompt, out, method=method, band=band)
+    found = mitigated(scoring, prompt, out, method=method, band=band, data=data)
     if json_:
         typer.echo(json.dumps(found))
         return
