@@ -17,7 +17,7 @@ PAPER = "Section 5, on CIFAR10"
 FEW = 3  # different training images below which a group says nothing
 ESTIMATORS = {
     "rank": "rank of dG/dz", "soft": "soft rank of dG/dz",
-    "flipd": "FLIPD", "dsm": "denoising loss", "bundle": "normal bundle",
+    "flipd": "FLIPD", "dsm": "denoising loss", "gap": "normal bundle, gap", "threshold": "normal bundle, threshold",
 }  # fmt: skip
 Interval = tuple[float, float, float]
 

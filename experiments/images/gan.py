@@ -24,7 +24,7 @@ from memfold.types import InputError
 LATENT, STYLE = 32, 128
 SLOPE = 0.2
 BATCH, LEARNING_RATE, BETAS = 64, 2e-3, (0.0, 0.99)
-R1, R1_EVERY = 0.1, 8
+R1, R1_EVERY = 0.05, 8
 EMA_DECAY = 0.998
 
 

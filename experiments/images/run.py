@@ -38,8 +38,8 @@ from experiments.images.subjects import Side, Subjects, verdict
 from experiments.kit import Run, main
 from memfold.decoders.base import Decoder
 
-FULL = {"gan": 4000, "ddpm": 2000, "reference": 600, "projected": 300, "bundle": 150, "curve": 128}
-QUICK = {"gan": 400, "ddpm": 400, "reference": 300, "projected": 150, "bundle": 24, "curve": 48}
+FULL = {"gan": 3000, "ddpm": 2000, "reference": 600, "projected": 300, "bundle": 75, "curve": 128}
+QUICK = {"gan": 400, "ddpm": 400, "reference": 300, "projected": 100, "bundle": 18, "curve": 48}
 N_STEPS = 18  # of the diffusion model's sampler, two passes each
 
 
@@ -52,10 +52,8 @@ def experiment(run: Run) -> None:
     unseen = run.arrays("unseen", _near, x=images.fresh, train=images.train)
     limit = limits(Nearness(unseen["calibrated"], unseen["row"]))
     star = run.arrays("data", data_lid, train=images.train, sigma=sigma, seed=run.seed)
-    made = [
-        gan_subjects(run, images, size, sigma, limit, star),
-        diffusion_subjects(run, model, images, size, sigma, limit, star),
-    ]
+    ddpm = diffusion_subjects(run, model, images, size, sigma, limit, star)
+    made = [gan_subjects(run, images, size, sigma, limit, star), ddpm]
     report(run, images, made, limit, sigma)
 
 
@@ -130,14 +128,15 @@ def diffusion_subjects(
     slow = run.arrays(
         "ddpm-bundle", _bundle, model=model, x=x[some], sigma=sigma, seed=run.seed, device=device
     )
-    bundle = np.full(len(x), np.nan)
-    bundle[some] = slow["bundle"]
     sides = [
         Side(t["dsm"], t["dsm_stderr"], star["mle"][r], star["mle_stderr"][r],
              complexity(v, sigma)["features"], t["misfit"])
         for t, r, v in ((lid, row[: len(x)], x), (ref, row[len(x) :], held))
     ]  # fmt: skip
-    theta = {"flipd": lid["flipd"].astype(float), "dsm": lid["dsm"].astype(float), "bundle": bundle}
+    theta = {name: lid[name].astype(float) for name in ("flipd", "dsm")}
+    for rule in ("gap", "threshold"):
+        theta[rule] = np.full(len(x), np.nan)
+        theta[rule][some] = slow[rule]
     return _subjects("DDPM", x, labels, row, images, theta, star, sigma, verdict(*sides, sigma),
                      len(held))  # fmt: skip
 
