@@ -171,7 +171,7 @@ def _claims(run: Run, groups: dict[str, Any], found: list[dict[str, np.ndarray]]
               interval(star["isolated"]), **one)  # fmt: skip
     run.claim("It is a point at the origin", "LID_* there, MLE", interval(star["origin"]), **low)
     kinds = [made["kind"] for made in found]
-    why = {str(made["reason"][0]) for made in found if made["kind"][0] != "overfitting"}
+    why = {str(m["reason"][0]) or "nothing found" for m in found if m["kind"][0] != "overfitting"}
     for i, kind, text in (
         (0, "overfitting", "The verdict at the isolated row is overfitting"),
         (1, "data", "The verdict at the origin is the data"),
@@ -199,7 +199,7 @@ def show_cases(run: Run) -> None:
         drawn.append(got)
         right += got["verdict"] == case.expected
         rows.append([case.title, got["theta"], got["star"], got["gap"], got["verdict"]])
-    header = ["case", "LID_θ", "LID_*", "misfit <eps, eps − n>", "verdict"]
+    header = ["case", "LID_θ", "LID_*", "misfit ⟨eps, eps − n⟩", "verdict"]
     run.table("cases", header, rows)
     run.figure("six_panels", six_panels(made, drawn))
     share = right / len(made)

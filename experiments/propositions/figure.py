@@ -88,17 +88,19 @@ def guidance_figure(
     for ax, (title, groups) in zip(upper.subplots(1, len(panels)), panels.items(), strict=True):
         for name, (table, colour) in groups.items():
             _band(ax, np.array(scales), table, colour, "o-", name)
-        ax.axhline(0, color=GREY, lw=1)
-        ax.set_yscale("symlog", linthresh=10)
+        if min(table.min() for table, _ in groups.values()) > 0:
+            ax.set_yscale("log")
+        else:
+            ax.axhline(0, color=GREY, lw=1)
         ax.set(xlabel="guidance scale w", ylabel="degrees of freedom")
         ax.set_title(title, fontsize=9)
         ax.legend(fontsize=7)
     axes = lower.subplots(len(rows), len(scales))
-    for line, (caption, images) in zip(axes, rows, strict=True):
+    for k, (line, (caption, images)) in enumerate(zip(axes, rows, strict=True)):
         for ax, w, image in zip(line, scales, images, strict=True):
             ax.imshow(image.transpose(1, 2, 0).astype(np.float32))
             ax.set(xticks=[], yticks=[])
-            if line is axes[0]:
+            if k == 0:
                 ax.set_title(f"w = {w:g}", fontsize=9)
         line[0].set_ylabel(caption, fontsize=7, rotation=0, ha="right", va="center")
     return fig
