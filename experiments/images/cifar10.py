@@ -86,7 +86,7 @@ def experiment(run: Run, args: argparse.Namespace) -> None:
     """Run the functions of `run.py` on these models and data."""
     images = load_all(args.data, args.holdout or args.data, splits=(args.split, args.holdout_split))
     n = args.images
-    size = {"gan": n, "ddpm": n, "reference": args.reference, "projected": args.reference,
+    size = {"gan": n, "ddpm": n, "reference": args.reference, "projected": 40,
             "bundle": args.bundle, "curve": min(128, args.reference)}  # fmt: skip
     sigma = sigma_of(run, args.model, images.holdout[: size["curve"]], device=args.device)
     limit = limits(nearness(images.fresh, images.train))

@@ -38,8 +38,8 @@ from experiments.images.subjects import Side, Subjects, verdict
 from experiments.kit import Run, main
 from memfold.decoders.base import Decoder
 
-FULL = {"gan": 3000, "ddpm": 2000, "reference": 600, "projected": 300, "bundle": 75, "curve": 128}
-QUICK = {"gan": 400, "ddpm": 400, "reference": 300, "projected": 100, "bundle": 18, "curve": 48}
+FULL = {"gan": 3000, "ddpm": 2000, "reference": 600, "projected": 40, "bundle": 75, "curve": 128}
+QUICK = {"gan": 400, "ddpm": 400, "reference": 300, "projected": 20, "bundle": 18, "curve": 48}
 N_STEPS = 18  # of the diffusion model's sampler, two passes each
 
 
@@ -68,7 +68,8 @@ def gan_subjects(
 ) -> Subjects:
     """Generate by the bundled GAN and judge."""
     net = load(GAN)
-    cached = run.arrays("gan", _gan, net=net, n=size["gan"], x=images.holdout[: size["projected"]],
+    n = size["gan"] + size["reference"]
+    cached = run.arrays("gan", _gan, net=net, n=n, x=images.holdout[: size["projected"]],
                         sigma=sigma, seed=run.seed)  # fmt: skip
     return decoder_subjects(run, as_gan(net), images, size, sigma, limit, star, cached)
 
@@ -77,38 +78,37 @@ def decoder_subjects(
     run: Run, decoder: Decoder, images: Images, size: dict[str, int], sigma: float,
     limit: np.ndarray, star: dict, measured: dict[str, np.ndarray] | None = None,
 ) -> Subjects:  # fmt: skip
-    """Generate by a GAN and judge; the reference is its nearest images to held-out ones.
+    """Generate by a GAN and judge; the reference is more images of it, copies left out.
 
-    G cannot make every held-out image. Where the image that it makes instead is a copy by the
-    labels' rule, it is no reference.
+    Held-out images have no latents: G does not reach them (`Subjects.misses`). So the reference are
+    images that G made beside the subjects and that the labels' rule, which knows no LID, does not
+    call copies.
     """
+    n = size["gan"]
     if measured is None:
         held = images.holdout[: size["projected"]]
-        measured = generated(decoder, size["gan"], held, sigma, run.seed)
-    x, other = torch.from_numpy(measured["x"]), torch.from_numpy(measured["held_x"])
-    labels, row = label(_nearness(run, "gan-near", torch.cat([x, other]), images), limit)
-    kept = labels[len(x) :] == NOT
+        measured = generated(decoder, n + size["reference"], held, sigma, run.seed)
+    every = torch.from_numpy(measured["x"])
+    labels, row = label(_nearness(run, "gan-near", every, images), limit)
+    covariates = complexity(every, sigma)["features"]
     sides = [
-        Side(lid[k], np.zeros(k.sum()), star["mle"][r[k]], star["mle_stderr"][r[k]],
-             complexity(v, sigma)["features"][k])
-        for lid, k, r, v in ((measured["soft"], np.ones(len(x), bool), row[: len(x)], x),
-                             (measured["held_soft"], kept, row[len(x) :], other))
+        Side(measured["soft"][k], np.zeros(len(k)), star["mle"][row[k]], star["mle_stderr"][row[k]],
+             covariates[k])
+        for k in (np.arange(n), n + np.flatnonzero(labels[n:] == NOT))
     ]  # fmt: skip
-    theta = {name: measured[name].astype(float) for name in ("rank", "soft")}
-    return _subjects("GAN", x, labels, row, images, theta, star, sigma, verdict(*sides, sigma),
-                     int(kept.sum()))  # fmt: skip
+    theta = {name: measured[name][:n].astype(float) for name in ("rank", "soft")}
+    return _subjects("GAN", every[:n], labels, row, images, theta, star, sigma,
+                     verdict(*sides, sigma), len(sides[1].features),
+                     float(np.median(measured["held_error"])))  # fmt: skip
 
 
 def generated(
     decoder: Decoder, n: int, held: torch.Tensor, sigma: float, seed: int
 ) -> dict[str, Any]:
-    """Images of a GAN and its nearest ones to held-out images, with LID_theta at each."""
+    """Images of a GAN with LID_theta at each, and how far it stays from held-out images."""
     z = torch.randn(n, *(decoder.latent_shape or ()), generator=source(seed))
-    near = projected(decoder, held, seed=seed)
     made = decoder_lid(decoder, z, sigma)
-    reference = decoder_lid(decoder, near["z"], sigma)
-    made |= {f"held_{name}": values for name, values in reference.items()}
-    made["held_error"] = near["error"]
+    made["held_error"] = projected(decoder, held, seed=seed)["error"]
     return {name: values.numpy(force=True) for name, values in made.items()}
 
 
@@ -173,6 +173,11 @@ def report(run: Run, images: Images, made: list[Subjects], limit: np.ndarray, si
         ["sigma", f"{sigma:.3f}"],
     ]
     facts += [[f"reference of the verdict, {s.model}", str(s.reference)] for s in made]
+    facts += [
+        [f"{s.model}, root mean square error at held-out images, median", f"{s.misses:.2f}"]
+        for s in made
+        if s.misses is not None
+    ]
     run.table("setting", ["what", "value"], facts)
     run.table("labels", ["model", "label", "of images seen once", "of repeated ones", "of rare ones"],
               [row for s in made for row in claims.label_rows(s)])  # fmt: skip
@@ -189,13 +194,13 @@ def report(run: Run, images: Images, made: list[Subjects], limit: np.ndarray, si
 
 def _subjects(
     name: str, x: Any, labels: np.ndarray, row: np.ndarray, images: Images, theta: dict,
-    star: dict, sigma: float, kind: np.ndarray, reference: int,
+    star: dict, sigma: float, kind: np.ndarray, reference: int, misses: float | None = None,
 ) -> Subjects:  # fmt: skip
     row = row[: len(x)]
     stars = {k: star[k][row] for k in ("mle", "lpca", "empirical")}
     facts = complexity(x, sigma)
     return Subjects(name, x, labels[: len(x)], row, images.origin[row], theta, stars,
-                    facts["png"], facts["features"], kind, reference)  # fmt: skip
+                    facts["png"], facts["features"], kind, reference, misses)  # fmt: skip
 
 
 def _nearness(run: Run, name: str, x: torch.Tensor, images: Images) -> Nearness:

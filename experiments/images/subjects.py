@@ -33,6 +33,7 @@ class Subjects:
         features: the verdict's covariates (m, p).
         kind: the verdict.
         reference: size of the verdict's reference.
+        misses: median error at which a GAN reaches held-out images, root mean square.
     """
 
     model: str
@@ -46,6 +47,7 @@ class Subjects:
     features: np.ndarray
     kind: np.ndarray = field(default_factory=lambda: np.array([]))
     reference: int = 0
+    misses: float | None = None
 
     @property
     def memorized(self) -> np.ndarray:
