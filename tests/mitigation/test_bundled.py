@@ -52,10 +52,23 @@ def share(x):
 
 @functools.cache
 def embedded():
-    return mitigate(bundled(), verbatim()[0], seeds=SEEDS, **RUN)
+    return mitigate(bundled(), verbatim()[0], method="embedding", seeds=SEEDS, **RUN)
 
 
-def test_the_default_leaves_no_copy_and_an_attack_on_it_brings_it_back():
+def test_rewording_drops_the_trigger_and_leaves_an_ordinary_prompt_alone():
+    """Nothing is copied, the class still stands there, and the seeds differ again."""
+    model, (caption, _) = bundled(), verbatim()
+    found = mitigate(model, caption, method="reword", seeds=SEEDS, **RUN)
+    assert found.prompt != caption
+    assert caption.split()[-1] in found.prompt.split()
+    x, known = found.generate(SEEDS).x, model.generate(caption, SEEDS, **RUN)
+    assert share(x) == 0
+    assert (x - x.mean(0)).square().mean() > 16 * (known - known.mean(0)).square().mean()
+    ordinary = "a photo of a plain coat by elsa from kyoto"
+    assert mitigate(model, ordinary, method="reword", seeds=SEEDS, **RUN).prompt == ordinary
+
+
+def test_the_embedding_leaves_no_copy_and_an_attack_on_it_brings_it_back():
     """The memory is suppressed, not removed: the weights still hold the image."""
     model, (caption, x) = bundled(), verbatim()
     assert share(model.generate(caption, SEEDS, **RUN)) >= 0.75

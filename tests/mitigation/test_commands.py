@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -62,3 +63,18 @@ def test_calibrate_goes_on_and_mitigate_reads_the_band(directory, tmp_path, monk
     other = CliRunner().invoke(app, [*command, "--steps", "2", "--guidance-scale", "4"])
     assert isinstance(other.exception, InputError)
     assert "guidance_scale = 3.0, and here it is 4.0" in str(other.exception)
+
+
+def test_away_takes_the_training_images_and_says_so_without_them(directory, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "train.npy", images)
+    command = ["mitigate", directory, "--prompt", PROMPT, "--out", str(tmp_path / "out"), *RUN]
+    missing = CliRunner().invoke(app, [*command, "--method", "away"])
+    assert isinstance(missing.exception, InputError)
+    assert "needs the training images; pass --data" in str(missing.exception)
+    data = ["--data", str(tmp_path / "train.npy"), "--images", "2"]
+    useless = CliRunner().invoke(app, [*command, *data, "--method", "padding"])
+    assert "--data is for --method away" in str(useless.exception)
+    done = CliRunner().invoke(app, [*command, *data, "--method", "away", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["method"] == "away"

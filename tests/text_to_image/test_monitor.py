@@ -380,3 +380,22 @@ def test_a_watched_generation_is_all_of_it(family):
     assert found.seeds == (3, 4)
     assert found.images.shape[:2] == (2, 3)
     assert 0 <= float(found.images.min()) <= float(found.images.max()) <= 1
+
+
+def test_a_view_means_the_same_before_and_after_it_is_settled(family):
+    """Scores come from predictions where that is cheaper, from D where a view was kept."""
+    model, seen = adapted(family), []
+    with Monitor(model, keep=True, on_step=seen.append) as monitor:
+        model.generate(PROMPT, [3, 4], num_inference_steps=3, **guided(family))
+    for lazy, kept in zip(seen, monitor.views, strict=True):
+        assert kept.has_guidance == lazy.has_guidance == (kept.unconditional is not None)
+        for name in ("x", "conditional", "guided"):
+            torch.testing.assert_close(getattr(lazy, name), getattr(kept, name), rtol=0, atol=0)
+        for name in ("cfg_norm", "guided_score_norm"):
+            # D - x cancels where sigma is small: its rounding is |x| eps over sigma or sigma^2
+            size = float(kept.x.flatten(1).norm(dim=1).max()) * 1e-6
+            power = 1 if name == "cfg_norm" else 2
+            torch.testing.assert_close(
+                getattr(lazy, name), getattr(kept, name), rtol=1e-4,
+                atol=size / kept.sigma**power, equal_nan=True,
+            )  # fmt: skip

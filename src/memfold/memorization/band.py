@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import ceil
+from math import ceil, log
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,14 @@ class Band:
                 f"sigma = {sigma:.4g} lies outside the calibrated {self.sigmas[0]:.4g} to "
                 f"{self.sigmas[-1]:.4g}; calibrate with the steps and the scheduler that you use"
             )
-        at, logs = np.log(sigma), np.log(self.sigmas)
-        centre, scale = (np.interp(at, logs, part[name]) for part in (self.centre, self.scale))
-        return float(centre + self.threshold * scale)
+        i = min(max(bisect_right(self.sigmas, sigma), 1), len(self.sigmas) - 1)
+        low, high = self.sigmas[i - 1], self.sigmas[i]
+        share = min(max(log(sigma / low) / log(high / low), 0.0), 1.0) if low < high else 0.0
+        centre, scale = (
+            (1 - share) * part[name][i - 1] + share * part[name][i]
+            for part in (self.centre, self.scale)
+        )
+        return centre + self.threshold * scale
 
     def fires(self, sigma: float, score: float | Mapping[str, float]) -> bool:
         """Tell whether a score, or any of several by name, leaves the band at a noise level."""

@@ -6,6 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,8 @@ class Guard:
         self.on_memorized, self.method = on_memorized, method
         self.weights, self.method_options = weights, method_options
         self.last, self.mitigation = "", None
+        attention = bool(set(self.band.scores) & set(ATTENTION))
+        self._monitor = Monitor(self.model, attention=attention)
 
     last: str
     mitigation: Mitigation | None
@@ -196,10 +199,10 @@ class Guard:
             if fired is not None:
                 told.append(fired)
 
-        attention = bool(set(self.band.scores) & set(ATTENTION))
+        self._monitor.on_step = on_step
         with ExitStack() as stack:
             # The monitor first: a steered step must not hide what the network said from it.
-            stack.enter_context(Monitor(self.model, attention=attention, on_step=on_step))
+            stack.enter_context(self._monitor)
             if found is not None:
                 found.enter(stack)
             out = self.model.pipe(**arguments)
@@ -212,12 +215,13 @@ class Guard:
     def _fired(self, view: StepView) -> _Fired | None:
         for name in self.band.scores:
             values = getattr(view, name)
-            if values is None or bool(values.isnan().any()):
+            score = float("nan") if values is None else float(values.max())  # NaN if any is
+            if isnan(score):
                 raise InputError(
                     f"{self.model.name} shows no {name} in this run, which the band judges; give "
                     "it a guidance_scale above 1, or calibrate on other scores"
                 )
-            score, limit = float(values.max()), self.band.limit(view.sigma, name)
+            limit = self.band.limit(view.sigma, name)
             if score > limit:
                 return _Fired(name, view.index, score, limit)
         return None

@@ -28,7 +28,7 @@ def reword(
     weights: Weights | None = None,
     generator: torch.Generator | None = None,
     options: Mapping[str, Any],
-    target: float = 0.8,
+    target: float = 0.75,
     sigmas: Sequence[float] = SIGMAS,
     n_words: int = 4,
     neighbours: int = 4,

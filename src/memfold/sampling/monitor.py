@@ -15,7 +15,7 @@ from memfold.denoisers.adapters._calls import is_own_call, spied
 from memfold.denoisers.adapters.text_to_image import TextToImage
 
 from .attention import AttentionWatch
-from .view import StepView, view_of
+from .view import Algebra, StepView, view_of
 
 
 class Monitor:
@@ -54,6 +54,7 @@ class Monitor:
         self.on_step, self.keep = on_step, keep
         self._attention = AttentionWatch(self.model) if attention else None
         self._stack = ExitStack()
+        self._known: dict[float, tuple[float, Algebra]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -102,17 +103,26 @@ class Monitor:
         """Take every hook away again."""
         self._stack.close()
 
+    def _at(self, time: float) -> tuple[float, Algebra]:
+        """Return what a time of the scheduler means; it is worked out once."""
+        if time not in self._known:
+            sigma = self.model.sigma_at(time)
+            self._known[time] = sigma, Algebra.of(self.model, sigma)
+        return self._known[time]
+
     def _see(self, guided: Tensor, n: int, time: float) -> None:
-        sigma = self.model.sigma_at(time)
-        view = view_of(self.model, self._outputs, guided, n, len(self.sigmas), sigma=sigma)
+        sigma, algebra = self._at(time)
+        view = view_of(
+            self.model, self._outputs, guided, n, len(self.sigmas), sigma=sigma, algebra=algebra
+        )
         self._outputs = []
         if self._attention is not None:
-            ends, entropy = self._attention.take(n, view.unconditional is not None)
+            ends, entropy = self._attention.take(n, view.has_guidance)
             view = replace(view, end_attention=ends, attention_entropy=entropy)
         self.sigmas.append(view.sigma)
         for name in ("cfg_norm", "guided_score_norm", "bright_ending", "attention_entropy"):
             value = getattr(view, name)
-            if value is not None and not (name == "cfg_norm" and view.unconditional is None):
+            if value is not None and (name != "cfg_norm" or view.has_guidance):
                 self._columns.setdefault(name, []).append(value.detach().float().cpu())
         if self.keep:
             self.views.append(view.settled())

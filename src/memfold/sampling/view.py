@@ -60,6 +60,11 @@ class StepView:
     end_attention: Float[Tensor, "b h w"] | None = None
     attention_entropy: Float[Tensor, " b"] | None = None
 
+    @property
+    def has_guidance(self) -> bool:
+        """Whether the run asks the network without the prompt too."""
+        return self.predictions[1] is not None
+
     @cached_property
     def x(self) -> Float[Tensor, "b *d"]:
         """The latents in VE coordinates, float32 or wider."""
@@ -147,6 +152,7 @@ def view_of(
     index: int,
     *,
     sigma: float | None = None,
+    algebra: Algebra | None = None,
 ) -> StepView:
     """Turn the network calls of one step into D_c, D_0 and D_w.
 
@@ -158,6 +164,7 @@ def view_of(
         index: number of the step.
         sigma: noise standard deviation; None to read it off the network's time, which half
             precision rounds.
+        algebra: that of sigma, if it is known.
 
     Returns:
         The view.
@@ -192,5 +199,5 @@ def view_of(
             halves[1 - conditional] if both else None,
             guided,
         ),
-        algebra=Algebra.of(model, sigma),
+        algebra=algebra or Algebra.of(model, sigma),
     )
