@@ -19,7 +19,8 @@ app = typer.Typer(
     name="memfold",
     help="Find, explain and prevent memorization in generative models by local intrinsic dimension "
     "(LID): how many directions a model, or its data, leaves free around an image.",
-    epilog="Exit codes: 0 done, 1 found what --fail-on names, 2 the input cannot be used.",
+    epilog="memfold COMMAND --help shows options and an example. Exit codes: 0 done, 1 found what "
+    "--fail-on names, 2 the input cannot be used.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -6,32 +6,43 @@ from typing import Annotated
 
 import typer
 
-Out = Annotated[str, typer.Option("--out", help="Directory of the results; created if need be.")]
+Out = Annotated[
+    str, typer.Option("--out", help="Directory of the results; made if it is not there.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
-Seed = Annotated[int, typer.Option("--seed", help="Keys all randomness.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="The same seed gives the same numbers and images.")
+]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, mps ...")]
 Half = Annotated[bool, typer.Option("--half", help="Compute in float16 (on a GPU).")]
 Pickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Also read pickled weights; they can run code.")
+    bool,
+    typer.Option(
+        "--allow-pickle", help="Also read pickled weights, which can run code: trust their source."
+    ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Discard another run's results in --out.")
+    bool, typer.Option("--overwrite", help="Start again where --out holds another run.")
 ]
 Resize = Annotated[
-    bool, typer.Option("--resize", help="Bring images of another size to the model's.")
+    bool, typer.Option("--resize", help="Scale images of another size to the model's.")
 ]
 ClassLabel = Annotated[
     int | None, typer.Option("--class-label", help="Class of a class-conditional model.")
 ]
 
 Pipeline = Annotated[str, typer.Argument(help="A diffusers text-to-image directory or hub id.")]
-Prompt = Annotated[str, typer.Option("--prompt", help="The prompt.")]
-Images = Annotated[int, typer.Option("--images", help="Images a prompt.")]
+Prompt = Annotated[str, typer.Option("--prompt", help="The words to draw, in quotes.")]
+Images = Annotated[int, typer.Option("--images", help="Images drawn for each prompt.")]
 Steps = Annotated[
     int | None, typer.Option("--steps", help="Denoising steps; the pipeline's default if left out.")
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option("--guidance-scale", help="Guidance; the pipeline's default if left out."),
+    typer.Option(
+        "--guidance-scale", help="Classifier-free guidance; the pipeline's default if left out."
+    ),
 ]
-Workers = Annotated[int, typer.Option("--workers", help="Processes; each loads the pipeline.")]
+Workers = Annotated[
+    int, typer.Option("--workers", help="Processes at a time; each loads the pipeline.")
+]

@@ -26,7 +26,9 @@ from memfold.types import InputError
 
 def bench(
     model: Pipeline,
-    out: Annotated[str, typer.Option("--out", help="Directory of the results.")],
+    out: Annotated[
+        str, typer.Option("--out", help="Directory of the results; made if it is not there.")
+    ],
     prompts: Annotated[
         str | None,
         typer.Option(

@@ -13,15 +13,33 @@ from memfold.cli._printing import print_table
 
 def lid(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub id.")],
-    images: Annotated[str, typer.Argument(help="A folder, .npy, .npz, Parquet or dataset id.")],
+    images: Annotated[
+        str, typer.Argument(help="Images: a folder, .npy, .npz, Parquet or a dataset id.")
+    ],
     sigma: Annotated[
-        float | None, typer.Option("--sigma", help="Scale; the knee of the mean curve if left out.")
+        float | None,
+        typer.Option(
+            "--sigma", help="Noise level to look at; the knee of the mean curve if left out."
+        ),
     ] = None,
-    estimator: Annotated[str, typer.Option("--estimator", help="dsm, flipd or spectral.")] = "dsm",
-    noises: Annotated[int, typer.Option("--noises", help="Noises for each image.")] = 16,
-    limit: Annotated[int | None, typer.Option("--limit", help="The first so many images.")] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Write a .parquet or .csv file.")] = None,
-    figure: Annotated[str | None, typer.Option("--figure", help="Draw the curves (.svg).")] = None,
+    estimator: Annotated[
+        str,
+        typer.Option(
+            "--estimator", help="dsm (denoising loss), flipd (trace) or spectral (soft count)."
+        ),
+    ] = "dsm",
+    noises: Annotated[
+        int, typer.Option("--noises", help="Noises for each image; more give smaller errors.")
+    ] = 16,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Take the first so many images.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Write the table to a .parquet or .csv file.")
+    ] = None,
+    figure: Annotated[
+        str | None, typer.Option("--figure", help="Draw LID over noise levels (.svg).")
+    ] = None,
     class_label: ClassLabel = None,
     seed: Seed = 0,
     device: Device = "cpu",
@@ -33,6 +51,8 @@ def lid(
 
     Low LID: the model has few directions left to vary the image. It is a measurement, no verdict:
     simple images have low LID too. For verdicts run `memfold audit`.
+
+    [bold]Example[/bold]: memfold lid my-ddpm images --limit 8 --figure curves.svg
     """
     from memfold.audit.survey import model_lid, save, write_figure
     from memfold.report.figures import Line, curves
@@ -56,20 +76,33 @@ def lid(
 
 
 def data_lid(
-    data: Annotated[str, typer.Argument(help="A folder, .npy, .npz, Parquet or dataset id.")],
-    estimator: Annotated[str, typer.Option("--estimator", help="mle, lpca or twonn.")] = "mle",
-    neighbors: Annotated[int, typer.Option("--neighbors", help="Images around each.")] = 20,
+    data: Annotated[
+        str, typer.Argument(help="Images: a folder, .npy, .npz, Parquet or a dataset id.")
+    ],
+    estimator: Annotated[
+        str, typer.Option("--estimator", help="mle, lpca (local PCA) or twonn.")
+    ] = "mle",
+    neighbors: Annotated[
+        int, typer.Option("--neighbors", help="Nearest images to look at around each.")
+    ] = 20,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", help="Near-duplicates: distance, share of the spread.")
+        float,
+        typer.Option(
+            "--tolerance", help="Near-duplicates lie within this share of the data's spread."
+        ),
     ] = 0.05,
-    limit: Annotated[int, typer.Option("--limit", help="Print the lowest so many.")] = 20,
-    out: Annotated[str | None, typer.Option("--out", help="Write a .parquet or .csv file.")] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Print so many, lowest LID first.")] = 20,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Write the table to a .parquet or .csv file.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Find what a data set will make any model memorize, before any training.
 
     Estimates the data's own LID around every image, lowest first, duplicates grouped. LID 0 is a
     point mass: an image that stands there so often that memorizing it is the correct fit.
+
+    [bold]Example[/bold]: memfold data-lid train --limit 50 --out risk.csv
     """
     from memfold.audit.survey import data_risk, save
 
@@ -82,7 +115,12 @@ def data_lid(
 def report(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="What `audit` wrote to --out.")],
 ) -> None:
-    """Draw the report of an audit again, without a model."""
+    """Draw the report of an audit again, without a model.
+
+    Reads the tables in DIR and writes report.html there.
+
+    [bold]Example[/bold]: memfold report dir
+    """
     from memfold.report.html import write
 
     typer.echo(f"Report: {write(Path(directory))}")

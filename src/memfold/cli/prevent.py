@@ -26,17 +26,36 @@ from memfold.cli._printing import printable
 
 def calibrate(
     model: Pipeline,
-    prompts: Annotated[str, typer.Option("--prompts", help="Ordinary prompts, not memorized.")],
-    out: Annotated[str, typer.Option("--out", help="The band (.json); parts go to OUT.parts.")],
+    prompts: Annotated[
+        str,
+        typer.Option(
+            "--prompts",
+            help="Ordinary prompts, none of them memorized: text, CSV, JSON lines or Parquet.",
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out", help="The band to write (.json); what is done so far goes to OUT.parts."
+        ),
+    ],
     alpha: Annotated[
-        float, typer.Option("--alpha", help="Wanted false-positive rate of a generation.")
+        float,
+        typer.Option(
+            "--alpha",
+            help="Share of ordinary calls that may be stopped; needs 1 / alpha - 1 prompts.",
+        ),
     ] = 0.01,
     score: Annotated[
         list[str] | None,
-        typer.Option("--score", help="cfg_norm, guided_score_norm or bright_ending; repeatable."),
+        typer.Option(
+            "--score",
+            help="cfg_norm, guided_score_norm or bright_ending, once for each; the first two "
+            "if left out.",
+        ),
     ] = None,
     images: Annotated[
-        int, typer.Option("--images", help="Images of a prompt that a call may draw together.")
+        int, typer.Option("--images", help="Images that one guarded call may draw together.")
     ] = 1,
     steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -48,7 +67,8 @@ def calibrate(
 ) -> None:
     """Find the band in which ordinary prompts stay over the steps, for memfold.Guard.
 
-    Each prompt is drawn with seeds of its own. A run that was stopped goes on where it was.
+    Each prompt is drawn with seeds of its own. Give the steps, guidance and number of images that
+    the guarded pipeline will be called with. A run that was stopped goes on where it was.
 
     [bold]Example[/bold]: memfold calibrate my-pipeline --prompts ordinary.txt --out band.json
     """
@@ -71,7 +91,9 @@ def calibrate(
 def mitigate(
     model: Pipeline,
     prompt: Prompt,
-    out: Annotated[str, typer.Option("--out", help="Directory of before.png, after.png, JSON.")],
+    out: Annotated[
+        str, typer.Option("--out", help="Directory of before.png, after.png and mitigation.json.")
+    ],
     method: Annotated[
         str,
         typer.Option(
@@ -81,7 +103,8 @@ def mitigate(
         ),
     ] = "embedding",
     band: Annotated[
-        str | None, typer.Option("--band", help="From memfold calibrate: are the images in it?")
+        str | None,
+        typer.Option("--band", help="From memfold calibrate: says whether the images stay in it."),
     ] = None,
     data: Annotated[
         str | None, typer.Option("--data", help="Training images, for --method away.")
@@ -97,7 +120,8 @@ def mitigate(
 ) -> None:
     """Draw a prompt without repeating what the model knows by heart.
 
-    Writes the images before and after, with the same seeds, and mitigation.json.
+    Writes the images before and after, with the same seeds, and mitigation.json. No method both
+    removes every copy and keeps every picture: look at them.
 
     [bold]Example[/bold]: memfold mitigate my-pipeline --prompt "a photo of ..." --out dir
     """

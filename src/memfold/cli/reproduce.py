@@ -19,17 +19,22 @@ def reproduce(
     name: Annotated[
         str, typer.Argument(help="An experiment, or all; the list is printed if left out.")
     ] = "",
-    quick: Annotated[bool, typer.Option("--quick", help="The short settings, minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The short settings: minutes instead of hours.")
+    ] = False,
     out: Annotated[
-        str, typer.Option("--out", help="Directory of the results, a folder an experiment.")
+        str, typer.Option("--out", help="Directory of the results, one folder for each experiment.")
     ] = "out/reproduce",
     checkout: Annotated[
-        str | None, typer.Option("--checkout", help="A checkout of memfold's repository.")
+        str | None,
+        typer.Option(
+            "--checkout", help="Where memfold's repository is; the current directory if left out."
+        ),
     ] = None,
-    workers: Annotated[int, typer.Option("--workers", help="Experiments at a time.")] = 2,
+    workers: Annotated[int, typer.Option("--workers", help="Experiments run at a time.")] = 2,
     seed: Seed = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Compute every step again.")
+        bool, typer.Option("--overwrite", help="Compute steps again that are cached in --out.")
     ] = False,
     json_: Json = False,
 ) -> None:
