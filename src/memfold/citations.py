@@ -503,6 +503,18 @@ _ENTRIES = (
     # Prevention.
     _entry(
         "inproceedings",
+        "li2023classifier",
+        "https://arxiv.org/abs/2303.16203",
+        author="Li, Alexander C. and Prabhudesai, Mihir and Duggal, Shivam and Brown, Ellis and "
+        "Pathak, Deepak",
+        title="Your Diffusion Model is Secretly a Zero-Shot Classifier",
+        booktitle="IEEE/CVF International Conference on Computer Vision",
+        year="2023",
+        eprint="2303.16203",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
         "somepalli2023copying",
         "https://arxiv.org/abs/2305.20086",
         author="Somepalli, Gowthami and Singla, Vasu and Goldblum, Micah and Geiping, Jonas and "
@@ -586,7 +598,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "embedding": ("wen2024detecting", "yeats2025dsm"),
     "rewrite": ("ross2025memorization",),
     "random_rewrite": ("ross2025memorization",),
-    "reword": ("ross2025memorization",),
+    "reword": ("li2023classifier", "yeats2025dsm"),
     "random_words": ("somepalli2023copying",),
     "late_guidance": ("jain2025attraction",),
     "lid_guidance": ("yeats2025dsm",),
