@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from memfold.audit.bench import Labelled
 from memfold.audit.mitigation_bench import thinned
-from memfold.audit.mitigation_judge import Judge, Reference
+from memfold.audit.mitigation_judge import Clip, Judge, Reference
 from memfold.audit.mitigation_specs import DEFAULT, read_specs
 from memfold.audit.mitigation_summary import Limits, limits_of, summary_rows
 from memfold.cli import app
@@ -22,6 +23,7 @@ from memfold.report.mitigation_figures import mitigation_figure, mitigation_tabl
 from memfold.types import InputError
 from tests.text_to_image import tiny
 
+ASSETS = Path(__file__).parents[2] / "assets" / "text_to_image"
 pytestmark = tiny.QUIET
 RUN = ["--steps", "2", "--guidance-scale", "3", "--images", "2"]
 
@@ -186,3 +188,36 @@ def test_hostile_names_are_escaped():
              "settings": {"images": 2}, "spaces": {}, "calibrated_on": 1, "left_out": [],
              "recheck": {"rows": []}}  # fmt: skip
     assert "\\|" in mitigation_table(found).splitlines()[2]
+
+
+@pytest.mark.skipif(not (ASSETS / "clip").is_dir(), reason="the bundled CLIP is missing")
+def test_alignment_is_the_cosine_of_clips_own_features(world):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    found = Clip(str(ASSETS / "clip"), allow_pickle=False, device="cpu")
+    clip = CLIPModel.from_pretrained(ASSETS / "clip").eval()
+    pictures = torch.randint(256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)) / 255
+    text = "a photo of a dark coat"
+    tokens = CLIPTokenizer.from_pretrained(ASSETS / "clip")(
+        [text], padding="max_length", truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        both = clip(pixel_values=pictures * 2 - 1, **tokens)
+    want = torch.nn.functional.cosine_similarity(both.image_embeds, both.text_embeds)
+    torch.testing.assert_close(found.images(pictures) @ found.text([text])[0], want)
+    with pytest.raises(InputError, match="embeds no texts"):
+        Clip(vision_alone(world), allow_pickle=False, device="cpu")
+
+
+def vision_alone(world):
+    """Save a vision model that knows no words."""
+    import transformers
+
+    path = world / "vit"
+    config = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        image_size=16, patch_size=8,
+    )  # fmt: skip
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(path)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(path)
+    return str(path)

@@ -92,7 +92,8 @@ def bench_mitigations(
         "prompts": list(labelled.prompts), "types": list(labelled.kinds), "ordinary": base,
         "methods": [spec.name for spec in specs], "memfold": memfold.__version__,
         "data": None if images is None else images.digest,
-        "embedding": spaces.embedding, "clip": spaces.clip,
+        "embedding": spaces.embedding and model_digest(spaces.embedding),
+        "clip": spaces.clip and model_digest(spaces.clip),
     }  # fmt: skip
     store = Store(out, fingerprint, overwrite=overwrite)
     known = [p for p, k in _typed(labelled) if k not in ("none", "near")]
