@@ -11,26 +11,49 @@ import typer
 from memfold.cli._options import ClassLabel, Device, Json, Out, Overwrite, Pickle, Resize, Seed
 from memfold.types import InputError
 
+# Headings of the help.
+_JUDGED = "What is judged"
+_MEASURED = "How it is measured"
+_PROMPTED = "With --prompts"
+
 
 def audit(
     model: Annotated[str, typer.Argument(help="A diffusers pipeline directory or hub id.")],
     out: Out,
     data: Annotated[
-        str | None, typer.Option("--data", help="The images the model was trained on.")
+        str | None, typer.Option("--data", help="The images that the model was trained on.")
     ] = None,
     holdout: Annotated[
         str | None,
         typer.Option("--holdout", help="Real images that the model has not seen: the reference."),
     ] = None,
-    samples: Annotated[str | None, typer.Option("--samples", help="Judge these images.")] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            "--samples",
+            rich_help_panel=_JUDGED,
+            help="Judge these images: a folder, .npy, .npz, Parquet or a dataset id.",
+        ),
+    ] = None,
     generate: Annotated[
-        int | None, typer.Option("--generate", help="Draw so many images and judge them.")
+        int | None,
+        typer.Option(
+            "--generate",
+            rich_help_panel=_JUDGED,
+            help="Let the model draw so many images, and judge them.",
+        ),
     ] = None,
     train_points: Annotated[
-        bool, typer.Option("--train-points", help="Judge the training images themselves.")
+        bool,
+        typer.Option(
+            "--train-points", rich_help_panel=_JUDGED, help="Judge the training images themselves."
+        ),
     ] = False,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Judge at most so many, chosen by the seed.")
+        int | None,
+        typer.Option(
+            "--limit", rich_help_panel=_JUDGED, help="Judge at most so many, chosen by the seed."
+        ),
     ] = None,
     truth: Annotated[
         str | None, typer.Option("--truth", help="JSON with known answers, to compare with.")
@@ -43,69 +66,149 @@ def audit(
         ),
     ] = None,
     estimator: Annotated[
-        str, typer.Option("--estimator", help="Model side: dsm, flipd or spectral.")
+        str,
+        typer.Option(
+            "--estimator",
+            rich_help_panel=_MEASURED,
+            help="Model side: dsm (denoising loss), flipd (trace) or spectral (soft count).",
+        ),
     ] = "dsm",
     data_estimator: Annotated[
-        str, typer.Option("--data-estimator", help="Data side: mle, lpca, twonn or empirical.")
+        str,
+        typer.Option(
+            "--data-estimator",
+            rich_help_panel=_MEASURED,
+            help="Data side: mle, lpca, twonn or empirical.",
+        ),
     ] = "mle",
     sigma: Annotated[
-        float | None, typer.Option("--sigma", help="Scale; chosen on the reference if left out.")
+        float | None,
+        typer.Option(
+            "--sigma",
+            rich_help_panel=_MEASURED,
+            help="Noise level to look at; chosen on the reference if left out.",
+        ),
     ] = None,
-    noises: Annotated[int, typer.Option("--noises", help="Noises for each image.")] = 16,
+    noises: Annotated[
+        int,
+        typer.Option(
+            "--noises",
+            rich_help_panel=_MEASURED,
+            help="Noises for each image; more give smaller errors.",
+        ),
+    ] = 16,
     probes: Annotated[
-        int, typer.Option("--probes", help="Products for each noise (estimator flipd).")
+        int,
+        typer.Option(
+            "--probes", rich_help_panel=_MEASURED, help="Products for each noise (estimator flipd)."
+        ),
     ] = 4,
     neighbors: Annotated[
-        int, typer.Option("--neighbors", help="Training images around each, data side.")
+        int,
+        typer.Option(
+            "--neighbors", rich_help_panel=_MEASURED, help="Training images around each, data side."
+        ),
     ] = 20,
     alpha: Annotated[
         float | None,
         typer.Option(
             "--alpha",
+            rich_help_panel=_MEASURED,
             help="Wanted false-discovery rate (0.05); for prompts, false-positive rate (0.01).",
         ),
     ] = None,
     max_reference: Annotated[
-        int | None, typer.Option("--max-reference", help="At most so many reference images.")
+        int | None,
+        typer.Option(
+            "--max-reference",
+            rich_help_panel=_MEASURED,
+            help="Take at most so many reference images.",
+        ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", help="Rows in one pass; halved when memory runs out.")
+        int,
+        typer.Option(
+            "--batch-size",
+            rich_help_panel=_MEASURED,
+            help="Rows in one pass; halved when memory runs out.",
+        ),
     ] = 128,
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="Exit with 1 on: overfitting,data,undetermined.")
+        str,
+        typer.Option(
+            "--fail-on",
+            help="Exit with 1 if any is found: overfitting,data,undetermined; with "
+            "--prompts: memorized.",
+        ),
     ] = "",
     class_label: ClassLabel = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option("--guidance-scale", help="Guidance, with --class-label or --prompts."),
+        typer.Option(
+            "--guidance-scale",
+            rich_help_panel=_MEASURED,
+            help="Guidance, with --class-label or --prompts.",
+        ),
     ] = None,
     prompts: Annotated[
         str | None,
-        typer.Option("--prompts", help="Judge the prompts of a text-to-image pipeline instead."),
+        typer.Option(
+            "--prompts",
+            rich_help_panel=_JUDGED,
+            help="Judge these prompts of a text-to-image pipeline, instead of images.",
+        ),
     ] = None,
     ordinary: Annotated[
         str | None,
-        typer.Option("--ordinary", help="Prompts that are not memorized: their reference."),
+        typer.Option(
+            "--ordinary",
+            rich_help_panel=_PROMPTED,
+            help="Prompts that are not memorized: the reference of the others.",
+        ),
     ] = None,
     images: Annotated[
-        int | None, typer.Option("--images", help="Images a prompt (4), with --prompts.")
+        int | None,
+        typer.Option(
+            "--images", rich_help_panel=_PROMPTED, help="Images drawn for each prompt (4)."
+        ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Denoising steps, with --prompts.")
+        int | None,
+        typer.Option(
+            "--steps",
+            rich_help_panel=_PROMPTED,
+            help="Denoising steps; the pipeline's default if left out.",
+        ),
     ] = None,
     shown: Annotated[
         int | None,
-        typer.Option("--shown", help="Flagged prompts shown in full (24), with --prompts."),
+        typer.Option(
+            "--shown", rich_help_panel=_PROMPTED, help="Flagged prompts shown in full (24)."
+        ),
     ] = None,
     mitigate: Annotated[
         str | None,
-        typer.Option("--mitigate", help="Mitigation tried on flagged prompts, with --prompts."),
+        typer.Option(
+            "--mitigate",
+            rich_help_panel=_PROMPTED,
+            help="Try this mitigation on flagged prompts; memfold mitigate --help names them.",
+        ),
     ] = None,
     no_explain: Annotated[
-        bool, typer.Option("--no-explain", help="Do not attribute flagged prompts to their words.")
+        bool,
+        typer.Option(
+            "--no-explain",
+            rich_help_panel=_PROMPTED,
+            help="Do not attribute flagged prompts to their words.",
+        ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option("--workers", help="Processes, with --prompts.")
+        int | None,
+        typer.Option(
+            "--workers",
+            rich_help_panel=_PROMPTED,
+            help="Processes at a time; each loads the pipeline.",
+        ),
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
