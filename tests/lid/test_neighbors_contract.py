@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from memfold.datasets import manifolds
 from memfold.lid._neighbors_base import PointMassWarning
 from memfold.lid.corrint import CorrInt
+from memfold.lid.empirical import EmpiricalLID
 from memfold.lid.ess import ESS
 from memfold.lid.lpca import LPCA
 from memfold.lid.mle import MLE
@@ -23,6 +25,7 @@ from memfold.lid.tle import TLE
 from memfold.lid.twonn import TwoNN
 from memfold.types import InputError
 from tests.lid.test_neighbors_estimators import plane
+from tests.oracles import seeded, unchecked
 
 # For each: how to make it, and the relative bias that flat data leave it at k neighbours in d
 # dimensions, besides its own standard error.
@@ -42,11 +45,6 @@ MEMBERS = {
     "participation": (lambda k=50, **kw: LPCA(k, version="participation", **kw), 0.15),
 }
 FAMILY = [pytest.param(make, id=name) for name, (make, _) in MEMBERS.items()]
-ON_A_DEVICE = [
-    pytest.param(make, id=name)
-    for name, (make, _) in MEMBERS.items()
-    if name not in ("mle", "twonn")
-]
 
 
 @pytest.mark.parametrize(("make", "bias"), MEMBERS.values(), ids=MEMBERS)
@@ -172,7 +170,15 @@ def test_refusals(make, rng):
         assert make(40).fit(x[:12]).n_neighbors_ == 11
 
 
-@pytest.mark.parametrize("make", ON_A_DEVICE)
+EVERYWHERE = [
+    *FAMILY,
+    pytest.param(
+        lambda k=9, **kw: EmpiricalLID(0.3, n_neighbors=k, random_state=0, **kw), id="emp"
+    ),
+]
+
+
+@pytest.mark.parametrize("make", EVERYWHERE)
 def test_device(make, rng):
     x = rng.standard_normal((80, 3))
     with pytest.raises(InputError, match="device is 'abacus'"):
@@ -181,6 +187,29 @@ def test_device(make, rng):
     if torch.cuda.is_available():
         want = make().fit_predict(x)
         np.testing.assert_allclose(make(device="cuda").fit_predict(x), want, rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:sigma 0.3 is below", "ignore:9 neighbours do not span")
+@pytest.mark.parametrize("make", EVERYWHERE)
+def test_faiss_finds_the_same_neighbours(make, rng):
+    pytest.importorskip("faiss", reason="faiss is an extra: pip install 'memfold[faiss]'")
+    x, q = np.split(plane(rng, 130, 3, 8), [123])
+    x[100:110] = x[0] + 1e-9 * rng.standard_normal((10, 8))  # closer than float32 tells
+    want = make().fit(x).predict_with_stderr(q)
+    found = make(neighbors="faiss").fit(x).predict_with_stderr(q)
+    np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.parametrize("make", EVERYWHERE)
+def test_ways_of_searching_are_checked(make, rng, monkeypatch):
+    x = rng.standard_normal((80, 3))
+    wrong = make()
+    wrong.neighbors = "annoy"
+    with unchecked(), pytest.raises(InputError, match="neighbors is 'annoy': choose one of"):
+        wrong.fit(x)
+    monkeypatch.setitem(sys.modules, "faiss", None)  # as if not installed
+    with pytest.raises(InputError, match=r"pip install 'memfold\[faiss\]'"):
+        make(neighbors="faiss").fit(x)
 
 
 @pytest.mark.parametrize("make", FAMILY)
@@ -225,6 +254,41 @@ def neighbors_of(x, q, k):
 @pytest.fixture
 def cloud(rng):
     return rng.standard_normal((60, 5)), 0.3 * rng.standard_normal(5)
+
+
+def test_mle_with_and_without_bias():
+    # Exponential log-ratios: k - 2 in the numerator is right on average, k - 1 too high by 18 / 17
+    # at k = 19. 200 balls of dimension 3 tell the two apart by 4 standard errors.
+    lids = {True: [], False: []}
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((150, 3))
+        x *= rng.uniform(size=(150, 1)) ** (1 / 3) / np.linalg.norm(x, axis=1, keepdims=True)
+        for correct, found in lids.items():
+            model = MLE(19, bias_correction=correct).fit(x)
+            found.append(model.predict(np.zeros((1, 3)))[0])
+    np.testing.assert_allclose(np.divide(lids[False], lids[True]), 18 / 17, rtol=1e-12)
+    spread = np.std(lids[True]) / math.sqrt(200)
+    assert abs(np.mean(lids[True]) - 3) < 3 * spread
+    assert MLE(19).fit(x).dimension_ == pytest.approx(
+        MLE(19, bias_correction=False).fit(x).dimension_, rel=1e-12
+    )
+
+
+def test_twonn_whatever_was_asked_before(rng):
+    # predict searches for the neighbours' ratios alone, dimension_ for all places' two neighbours,
+    # fit_predict for all: the same numbers.
+    x, q = np.split(plane(rng, 150, 3, 6), [140])
+    lid = TwoNN().fit(x).predict(q)
+    dimension = TwoNN().fit(x).dimension_
+    model = TwoNN().fit(x)
+    whole = model.fit_predict(x)
+    np.testing.assert_array_equal(model.predict(q), lid)
+    assert model.dimension_ == dimension
+    surveyed = TwoNN().fit(x)
+    assert surveyed.dimension_ == dimension
+    np.testing.assert_array_equal(surveyed.predict(q), lid)
+    np.testing.assert_array_equal(surveyed.fit_predict(x), whole)
 
 
 def test_mom_formula(cloud):
@@ -304,6 +368,48 @@ def test_correlation_integral_counts_pairs(cloud):
     counts = [(distance <= r).sum() - len(x) for r in (r1, r2)]
     want = math.log(counts[1] / counts[0]) / math.log(r2 / r1)
     assert CorrInt(20, inner=5).fit(x).dimension_ == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LPCA(12),
+        lambda: LPCA(12, version="ratio"),
+        lambda: LPCA(12, version="participation"),
+        lambda: ESS(12),
+        lambda: ESS(12, version="b"),
+    ],
+    ids=["lpca", "ratio", "participation", "ess", "ess-b"],
+)
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_shared_products_change_nothing(make, offset, rng, monkeypatch):
+    # 100 rows of 40 columns at k = 12 share their products; 13 of them lie 1e-6 apart, where these
+    # cancel and differences must take over.
+    x = plane(rng, 100, 5, 40, offset=offset)
+    x[80:93] = x[80] + 1e-6 * rng.standard_normal((13, 40))
+    found = make().fit_predict(x)
+    assert _shares(make().fit(x), x)
+    monkeypatch.setattr("memfold.lid._neighbors_base._SHARED_BYTES", 0)
+    want, _ = make().fit_predict_with_stderr(x)
+    np.testing.assert_allclose(found, want, rtol=1e-7)
+
+
+def _shares(model, x):
+    near = model._neighborhood(model._places, True)
+    parts = list(model._grams(model._places, near, False))
+    return len(parts) == 2 and len(parts[0][0]) == 87 and len(parts[1][0]) == 13
+
+
+def test_eigenvalues_at_the_threshold_are_counted_in_double_precision():
+    # Variances 1, 0.05 (1 + 1e-9), 0.05 (1 - 1e-9): float32 cannot tell the last two apart.
+    from memfold.lid.lpca import _above
+
+    turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64, generator=seeded())).Q
+    values = [1, 0.05 * (1 + 1e-9), 0.05 * (1 - 1e-9), 0.01, 0.0, 0.0]
+    values = torch.tensor(values, dtype=torch.float64)
+    scatter = (turn * values) @ turn.mT
+    assert _above(1e-30 * scatter[None], 0.05).tolist() == [2]
+    assert _above(1e30 * scatter[None], 0.05).tolist() == [2]
 
 
 def test_minka_agrees_with_scikit_learn(rng):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from memfold.linalg.gram import SharedGram
 from memfold.linalg.neighbors import _check, distinct, nearest, within
 from memfold.types import InputError
 
@@ -129,3 +130,43 @@ def test_distinct_rows(dtype, budget):
     assert torch.equal(copies, torch.bincount(inverse))
     other, _, _ = distinct(x.flip(0), memory_budget=budget)
     assert torch.equal(other, places)  # the order of the rows does not matter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("budget", [1, 5000, 2**28])
+def test_faiss_equals_brute_force_among_near_duplicates(dtype, budget):
+    pytest.importorskip("faiss", reason="faiss is an extra: pip install 'memfold[faiss]'")
+    g = torch.Generator().manual_seed(6)
+    y = torch.randn(60, 7, generator=g, dtype=dtype) + 1e3
+    y[20:30] = y[3]
+    y[30:40] = y[4] + 1e-4 * torch.randn(10, 7, generator=g, dtype=dtype)
+    distance, index = nearest(y[:6], y, 12, backend="faiss", memory_budget=budget)
+    want_distance, want_index = brute(y[:6], y, 12)
+    assert torch.equal(index, want_index)
+    torch.testing.assert_close(distance, want_distance, rtol=1e-12, atol=0)
+
+
+def test_rows_that_agree_in_some_columns_are_told_apart_by_the_others():
+    x = torch.zeros(50, 400)
+    x[:, 7] = torch.arange(50) // 2  # a column between those that the first hash reads
+    places, inverse, copies = distinct(x)
+    assert len(places) == 25
+    assert torch.equal(places[inverse], x)
+    assert copies.tolist() == [2] * 25
+
+
+def test_shared_products_equal_differences_or_say_that_they_do_not():
+    g = torch.Generator().manual_seed(8)
+    x = 1e4 + torch.randn(60, 30, generator=g, dtype=torch.float64)
+    x[40:50] = x[40] + 1e-7 * torch.randn(10, 30, generator=g, dtype=torch.float64)
+    shared = SharedGram(x)
+    index = torch.stack([torch.arange(10), torch.arange(40, 50)])
+    gram = shared.gather(index)
+    assert shared.sure(index, gram).tolist() == [True, False]
+    offset = x[index[0]] - x[index[0]].mean(0)
+    turn = torch.eye(10, dtype=torch.float64) - 0.1
+    found = torch.linalg.eigvalsh(turn @ gram[0] @ turn)
+    want = torch.linalg.eigvalsh(offset @ offset.mT)
+    ratio = want[-1] / found[-1]
+    assert 2.0 ** round(float(ratio.log2())) == pytest.approx(float(ratio), rel=1e-9)
+    torch.testing.assert_close(found * ratio, want, rtol=1e-7, atol=1e-7 * float(want[-1]))

@@ -16,11 +16,14 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from memfold.linalg.neighbors import distinct, nearest
+from memfold.linalg.gram import SharedGram
+from memfold.linalg.neighbors import Backend, check_backend, distinct, nearest
 from memfold.types import InputError
 
 _GROUPS = 10
 _BYTES = 2**24
+_CACHE = 2**21  # bytes of matrices at a time where a processor's cache sets the pace
+_SHARED_BYTES = 2**28  # largest matrix of all places' products
 
 
 class PointMassWarning(UserWarning):
@@ -64,6 +67,8 @@ class NeighborsLID(BaseEstimator):
     _copy_ratio: ClassVar[float] = 0.1
 
     n_neighbors: int | None
+    neighbors: Backend
+    device: str
 
     def fit(self, X: ArrayLike, y: object = None) -> NeighborsLID:
         """Take the rows of X as the reference.
@@ -80,6 +85,7 @@ class NeighborsLID(BaseEstimator):
         """
         self._check_parameters()
         device = self._device()
+        check_backend(self.neighbors, device)
         X = self._validated(X, reset=True)
         k, n = self.n_neighbors, len(X)
         if k is not None and k < self._min_neighbors:
@@ -151,9 +157,7 @@ class NeighborsLID(BaseEstimator):
         """The dimension of the reference as a whole, over points that lie at no point mass."""
         check_is_fitted(self)
         if self._dimension is None:
-            if self._lid is None:
-                self._leave_one_out(want_stderr=False)
-            self._dimension = self._global(self._lid)  # type: ignore[arg-type]
+            self._dimension = self._whole()
         return self._dimension
 
     def _check_parameters(self) -> None:
@@ -167,6 +171,12 @@ class NeighborsLID(BaseEstimator):
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
         """Measure LID and stderr at x; with `own`, x is the list of places, one copy left out."""
         raise NotImplementedError
+
+    def _whole(self) -> float:
+        """Measure the dimension of the reference as a whole."""
+        if self._lid is None:
+            self._leave_one_out(want_stderr=False)
+        return self._global(self._lid)  # type: ignore[arg-type]
 
     def _global(self, lid: Float[Tensor, " n"]) -> float:
         """Average the LID over the reference."""
@@ -187,22 +197,31 @@ class NeighborsLID(BaseEstimator):
         return lid.cpu().numpy(), stderr.cpu().numpy()
 
     def _device(self) -> torch.device:
-        device = getattr(self, "device", "cpu")
         try:
-            return torch.zeros(1, device=device).device
+            return torch.zeros(1, device=self.device).device
         except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-            raise InputError(f"device is {device!r}, which torch cannot use here") from error
+            raise InputError(f"device is {self.device!r}, which torch cannot use here") from error
 
-    def _neighborhood(self, x: Float[Tensor, "m d"], own: bool) -> Neighborhood:
-        """Find the nearest places of each point, and tell which points lie at a point mass."""
+    def _nearest(self, x: Float[Tensor, "m d"], k: int) -> tuple[Tensor, Tensor]:
+        """Search the places, in the way that the user chose."""
+        return nearest(x, self._places, k, backend=self.neighbors)
+
+    def _neighborhood(
+        self, x: Float[Tensor, "m d"], own: bool, most: int | None = None
+    ) -> Neighborhood:
+        """Find the nearest places of each point, and tell which points lie at a point mass.
+
+        `most`, 2 or more, finds no more than so many of them; the point masses stay the same.
+        """
         places = len(self._places)
         k = min(self.n_neighbors_, places - 1)
+        k = k if most is None else min(k, most)
         if k < self._min_neighbors:
             everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
             self._warn(everywhere, own)
             nothing = x.new_empty(len(x), 0, dtype=torch.float64)
             return Neighborhood(nothing, nothing.long(), everywhere)
-        distance, place = nearest(x, self._places, k + 1)
+        distance, place = self._nearest(x, k + 1)
         at_place = distance[:, 0] == 0
         copies = self._copies[place[:, 0]] - (1 if own else 0)
         next_copies = self._copies[place[:, 1]]
@@ -225,6 +244,34 @@ class NeighborsLID(BaseEstimator):
             offset = (self._places[near.place[part]] - x[part, None]).to(torch.float64)
             offset /= near.distance[part, -1, None, None]  # so that no square under- or overflows
             yield part, offset
+
+    def _grams(
+        self, x: Float[Tensor, "m d"], near: Neighborhood, want_stderr: bool
+    ) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "b k k"]]]:
+        """Give the neighbours' scalar products about some origin, at some scale, in parts.
+
+        They are read off those of all places where that is cheaper and exact enough, else
+        computed from differences; always so for a jackknife, since what is exact enough for all
+        neighbours need not be so for those left when one group is out.
+        """
+        rows = torch.arange(len(x), device=x.device)
+        n, k = len(self._places), near.distance.shape[1]
+        cheaper = n**2 <= len(x) * k**2 and 8 * n**2 <= _SHARED_BYTES
+        if want_stderr or not cheaper or k > x.shape[1]:
+            for part, offset in self._offsets(x, near):
+                yield rows[part], offset @ offset.mT
+            return
+        shared, left = SharedGram(self._places), [rows[:0]]
+        for some in rows.split(max(1, min(_BYTES, _CACHE) // (8 * k**2))):
+            gram = shared.gather(near.place[some])
+            sure = shared.sure(near.place[some], gram)
+            left.append(some[~sure])
+            if sure.any():
+                yield some[sure], gram if sure.all() else gram[sure]
+        rows = torch.cat(left)
+        rest = Neighborhood(near.distance[rows], near.place[rows], near.point_mass[rows])
+        for part, offset in self._offsets(x[rows], rest):
+            yield rows[part], offset @ offset.mT
 
     def _warn(self, point_mass: Bool[Tensor, " m"], own: bool) -> None:
         count, total = int(point_mass.sum()), len(point_mass)
@@ -272,6 +319,12 @@ def grouped_jackknife(
     group = torch.arange(k) % groups
     values = torch.stack([statistic(torch.nonzero(group != i)[:, 0]) for i in range(groups)])
     return (values.var(0, correction=0) * (groups - 1)).sqrt()
+
+
+def centered(gram: Float[Tensor, "b k k"]) -> Float[Tensor, "b k k"]:
+    """Move the origin of scalar products to the mean of their points."""
+    mean = gram.mean(1)
+    return (gram - mean[:, None]).sub_((mean - mean.mean(1, keepdim=True))[:, :, None])
 
 
 def _tensor(X: NDArray[Any]) -> Tensor:

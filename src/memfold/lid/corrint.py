@@ -10,7 +10,7 @@ from scipy.special import polygamma, psi
 from torch import Tensor
 
 from memfold.lid._neighbors_base import NeighborsLID, settle
-from memfold.linalg.neighbors import within
+from memfold.linalg.neighbors import Backend, within
 from memfold.types import InputError
 
 _BYTES = 2**26
@@ -37,6 +37,7 @@ class CorrInt(NeighborsLID):
     Args:
         n_neighbors: number of nearest places k within the larger radius, at least 2.
         inner: number of nearest places j within the smaller one; None takes a quarter of k.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
@@ -48,10 +49,16 @@ class CorrInt(NeighborsLID):
     n_neighbors: int
 
     def __init__(
-        self, n_neighbors: int = 20, *, inner: int | None = None, device: str = "cpu"
+        self,
+        n_neighbors: int = 20,
+        *,
+        inner: int | None = None,
+        neighbors: Backend = "exact",
+        device: str = "cpu",
     ) -> None:
         self.n_neighbors = n_neighbors
         self.inner = inner
+        self.neighbors = neighbors
         self.device = device
 
     def _check_parameters(self) -> None:

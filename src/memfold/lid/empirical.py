@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from torch import Tensor
 
 from memfold.lid._neighbors_base import NeighborsLID
-from memfold.linalg.neighbors import nearest
+from memfold.linalg.neighbors import Backend
 from memfold.tensors import base_seed, normal_like
 from memfold.types import InputError
 
@@ -43,6 +43,8 @@ class EmpiricalLID(NeighborsLID):
         n_noises: noises a point, for "noised"; at least 2 for a standard error.
         random_state: seed of the noise, which is keyed by each point's content; an int, a
             `numpy.random.RandomState`, or None for fresh noise at each fit.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
+        device: where torch computes: "cpu", "cuda", ...
     """
 
     def __init__(
@@ -53,12 +55,16 @@ class EmpiricalLID(NeighborsLID):
         at: Literal["noised", "x"] = "noised",
         n_noises: int = 8,
         random_state: int | np.random.RandomState | None = None,
+        neighbors: Backend = "exact",
+        device: str = "cpu",
     ) -> None:
         self.sigma = sigma
         self.n_neighbors = n_neighbors
         self.at = at
         self.n_noises = n_noises
         self.random_state = random_state
+        self.neighbors = neighbors
+        self.device = device
 
     def fit(self, X: ArrayLike, y: object = None) -> EmpiricalLID:
         """Take the rows of X as the reference.
@@ -89,8 +95,8 @@ class EmpiricalLID(NeighborsLID):
     def _local(
         self, x: Float[Tensor, "m d"], own: bool, want_stderr: bool
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-        lid, stderr = torch.zeros(2, len(x), dtype=torch.float64)
-        coarse, cut = torch.zeros(2, len(x), dtype=torch.bool)
+        lid, stderr = torch.zeros(2, len(x), dtype=torch.float64, device=x.device)
+        coarse, cut = torch.zeros(2, len(x), dtype=torch.bool, device=x.device)
         places = len(self._places)
         k = places if self.n_neighbors is None else min(self.n_neighbors_, places)
         noises = 1 if self.at == "x" else self.n_noises
@@ -100,7 +106,11 @@ class EmpiricalLID(NeighborsLID):
             points = x[part, None]
             if self.at == "noised":
                 points = points + self.sigma * normal_like(x[part], noises, self._seed)
-            left_out = torch.arange(len(x))[part, None].expand(-1, noises) if own else None
+            left_out = (
+                torch.arange(len(x), device=x.device)[part, None].expand(-1, noises)
+                if own
+                else None
+            )
             trace, bias, count, tail = self._moments(points, left_out, k)
             value = trace if self.at == "noised" else trace + bias
             lid[part] = value.mean(1)
@@ -119,9 +129,11 @@ class EmpiricalLID(NeighborsLID):
         one place that holds several copies is a fact of the data, not a want of scale.
         """
         flat, m = points.flatten(0, 1), points.shape[0] * points.shape[1]
-        own = left_out.flatten() if left_out is not None else torch.full((m,), -1)
+        own = (
+            left_out.flatten() if left_out is not None else torch.full((m,), -1, device=flat.device)
+        )
         found = min(k + int(left_out is not None), len(self._places))
-        distance, place = _distances(flat, self._places, found)
+        distance, place = self._found(flat, found)
         copies = self._copies[place] - (place == own[:, None]).long()  # 0 if the row was alone
         copies[(copies > 0).cumsum(1) > k] = 0
         log_weight = copies.to(torch.float64).log() - distance.square() / (2 * self.sigma**2)
@@ -136,6 +148,14 @@ class EmpiricalLID(NeighborsLID):
         tail = weight.masked_fill(copies == 0, torch.inf).amin(1) / weight.amax(1)
         values = trace.clamp_min(0.0) / self.sigma**2, bias / self.sigma**2, count, tail
         return tuple(value.reshape(points.shape[:2]) for value in values)
+
+    def _found(self, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Find the k nearest places; where all are asked for, in their own order."""
+        if k < len(self._places):
+            return self._nearest(x, k)
+        places, exact = self._places.to(torch.float64), "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(x.to(torch.float64), places, compute_mode=exact)
+        return distance, torch.arange(k, device=x.device).expand(len(x), -1)
 
     def _global(self, lid: Float[Tensor, " n"]) -> float:
         return float(lid.mean())
@@ -153,12 +173,3 @@ class EmpiricalLID(NeighborsLID):
                 f"{int(cut.sum())} of {len(cut)} points: pass a larger n_neighbors",
                 stacklevel=5,
             )
-
-
-def _distances(x: Tensor, places: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the k nearest places; where all are asked for, in their own order."""
-    if k < len(places):
-        return nearest(x, places, k)
-    exact = "donot_use_mm_for_euclid_dist"
-    distance = torch.cdist(x.to(torch.float64), places.to(torch.float64), compute_mode=exact)
-    return distance, torch.arange(k).expand(len(x), -1)

@@ -14,7 +14,8 @@ from scipy.special import gammaln
 from sklearn.utils import check_random_state
 from torch import Tensor
 
-from memfold.lid._neighbors_base import NeighborsLID, grouped_jackknife, settle
+from memfold.lid._neighbors_base import NeighborsLID, centered, grouped_jackknife, settle
+from memfold.linalg.neighbors import Backend
 from memfold.types import InputError
 
 _HIGHEST = 20_000  # dimension at which the table of expected values ends
@@ -47,6 +48,7 @@ class ESS(NeighborsLID):
         order: number of vectors m in a simplex, at least 1.
         n_simplices: most simplices a point, at `order` above 1.
         random_state: seed of the choice of simplices; an int, a `numpy.random.RandomState` or None.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
@@ -67,6 +69,7 @@ class ESS(NeighborsLID):
         order: int = 1,
         n_simplices: int = 5000,
         random_state: int | np.random.RandomState | None = None,
+        neighbors: Backend = "exact",
         device: str = "cpu",
     ) -> None:
         self.n_neighbors = n_neighbors
@@ -74,6 +77,7 @@ class ESS(NeighborsLID):
         self.order = order
         self.n_simplices = n_simplices
         self.random_state = random_state
+        self.neighbors = neighbors
         self.device = device
 
     def _check_parameters(self) -> None:
@@ -99,8 +103,7 @@ class ESS(NeighborsLID):
         near = self._neighborhood(x, own)
         k = near.distance.shape[1]
         lid, stderr = near.distance.new_zeros(2, len(x))
-        for part, offset in self._offsets(x, near) if k else ():
-            gram = offset @ offset.mT
+        for part, gram in self._grams(x, near, want_stderr) if k else ():
             lid[part] = self._dimensions(gram)
             if want_stderr:
                 stderr[part] = grouped_jackknife(k, partial(self._kept, gram))
@@ -110,8 +113,7 @@ class ESS(NeighborsLID):
         return self._dimensions(gram[:, keep][:, :, keep])
 
     def _dimensions(self, gram: Float[Tensor, "b k k"]) -> Float[Tensor, " b"]:
-        gram = gram - gram.mean(1, keepdim=True)
-        gram = gram - gram.mean(2, keepdim=True)
+        gram = centered(gram)
         skewness = self._pairs(gram) if self.order == 1 else self._simplices(gram)
         sign = 1 if self.version == "a" else -1
         table = sign * _expected(self.version, self.order).to(gram.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal, get_args
 
@@ -10,12 +11,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.lid._neighbors_base import NeighborsLID, grouped_jackknife, settle
+from memfold.lid._neighbors_base import (
+    Neighborhood,
+    NeighborsLID,
+    centered,
+    grouped_jackknife,
+    settle,
+)
+from memfold.linalg.neighbors import Backend
 from memfold.types import InputError
 
 Version = Literal["fukunaga-olsen", "fan", "ratio", "participation", "minka"]
 _THRESHOLDS = {"fukunaga-olsen": 0.05, "fan": 0.8, "ratio": 0.95}
 _FAN_GAP, _FAN_SIGNAL = 10.0, 0.95
+_READ_ZEROS = ("fan", "minka")  # for these an eigenvalue of 0 differs from a very small one
+_SINGLE = 4e-7  # per row: error of float32 eigenvalues, of the largest one
 _ROUNDING = 1e-12  # of the largest eigenvalue: what is below is 0
 
 
@@ -47,6 +57,7 @@ class LPCA(NeighborsLID):
         n_neighbors: number of nearest places k, at least 3.
         version: which rule reads the spectrum.
         threshold: the rule's threshold, or None for the one given above.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
@@ -63,11 +74,13 @@ class LPCA(NeighborsLID):
         *,
         version: Version = "fukunaga-olsen",
         threshold: float | None = None,
+        neighbors: Backend = "exact",
         device: str = "cpu",
     ) -> None:
         self.n_neighbors = n_neighbors
         self.version = version
         self.threshold = threshold
+        self.neighbors = neighbors
         self.device = device
 
     def _check_parameters(self) -> None:
@@ -82,13 +95,23 @@ class LPCA(NeighborsLID):
         near = self._neighborhood(x, own)
         k = near.distance.shape[1]
         lid, stderr = near.distance.new_zeros(2, len(x))
-        for part, offset in self._offsets(x, near) if k else ():
-            wide = offset.shape[2] >= k
-            matrix = offset @ offset.mT if wide else offset
+        for part, matrix, wide in self._matrices(x, near, want_stderr) if k else ():
             lid[part] = self._count(matrix, wide)
             if want_stderr:
                 stderr[part] = grouped_jackknife(k, partial(self._kept, matrix, wide))
         return settle(lid, stderr, near.point_mass)
+
+    def _matrices(
+        self, x: Float[Tensor, "m d"], near: Neighborhood, want_stderr: bool
+    ) -> Iterator[tuple[Tensor | slice, Float[Tensor, "b k _"], bool]]:
+        """Give the neighbours' Gram matrices if the space is wide, else their offsets from x."""
+        wide = x.shape[1] >= near.distance.shape[1]
+        if wide and self.version not in _READ_ZEROS:
+            for rows, gram in self._grams(x, near, want_stderr):
+                yield rows, gram, True
+            return
+        for part, offset in self._offsets(x, near):
+            yield part, offset @ offset.mT if wide else offset, wide
 
     def _kept(self, matrix: Tensor, wide: bool, keep: Tensor) -> Tensor:
         return self._count(matrix[:, keep][:, :, keep] if wide else matrix[:, keep], wide)
@@ -96,20 +119,37 @@ class LPCA(NeighborsLID):
     def _count(self, matrix: Float[Tensor, "b k _"], wide: bool) -> Float[Tensor, " b"]:
         """Read the dimension off the neighbours, by their Gram matrix if the space is wide."""
         k = matrix.shape[1]
-        matrix = matrix - matrix.mean(1, keepdim=True)
-        scatter = matrix - matrix.mean(2, keepdim=True) if wide else matrix.mT @ matrix
+        if wide:
+            scatter = centered(matrix)
+        else:
+            matrix = matrix - matrix.mean(1, keepdim=True)
+            scatter = matrix.mT @ matrix
         if self.version == "participation":
             return scatter.diagonal(dim1=1, dim2=2).sum(1) ** 2 / scatter.square().sum((1, 2))
+        default = _THRESHOLDS.get(self.version, 0.0)
+        threshold = default if self.threshold is None else self.threshold
+        if self.version == "fukunaga-olsen":
+            return _above(scatter, threshold)
         values = torch.linalg.eigvalsh(scatter).flip(1)[:, : k - 1]  # descending
         values = values * (values > _ROUNDING * values[:, :1])
         if self.version == "minka":
             return _minka(values / k, k, self.n_features_in_)
-        threshold = _THRESHOLDS[self.version] if self.threshold is None else self.threshold
-        if self.version == "fukunaga-olsen":
-            return (values >= threshold * values[:, :1]).sum(1).to(torch.float64)
         if self.version == "fan":
             return _fan(values, threshold)
-        return (_share(values) < threshold).sum(1) + 1.0
+        return (_share(values) < threshold).sum(1).to(torch.float64) + 1
+
+
+def _above(scatter: Float[Tensor, "b p p"], threshold: float) -> Float[Tensor, " b"]:
+    """Count eigenvalues from a share of the largest on; in float64 where float32 leaves a doubt."""
+    size = scatter.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(torch.float64).tiny)
+    values = torch.linalg.eigvalsh((scatter / size[:, None, None]).to(torch.float32))
+    share = values / values[:, -1:]
+    count = (share >= threshold).sum(1)
+    doubt = ((share - threshold).abs() <= _SINGLE * scatter.shape[1]).any(1)
+    if doubt.any():
+        values = torch.linalg.eigvalsh(scatter[doubt])
+        count[doubt] = (values >= threshold * values[:, -1:]).sum(1)
+    return count.to(torch.float64)
 
 
 def _share(values: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
@@ -127,7 +167,7 @@ def _fan(values: Float[Tensor, "b p"], threshold: float) -> Float[Tensor, " b"]:
     total = (signal * (values > 0)).sum(1, keepdim=True)
     gap = (following > 0) & (signal > _FAN_GAP * following) | (signal > 0) & (following == 0)
     stop = gap | (signal.cumsum(1) > threshold * total) | (values == 0)
-    return stop.to(torch.float64).argmax(1) + 1.0
+    return stop.to(torch.float64).argmax(1).to(torch.float64) + 1
 
 
 def _minka(values: Float[Tensor, "b p"], n: int, d: int) -> Float[Tensor, " b"]:

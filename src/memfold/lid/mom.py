@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.lid._neighbors_base import NeighborsLID, settle
+from memfold.linalg.neighbors import Backend
 
 
 class MOM(NeighborsLID):
@@ -28,6 +29,7 @@ class MOM(NeighborsLID):
     Args:
         n_neighbors: number of nearest places k, at least 3; more lower the variance, fewer the
             bias.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
@@ -38,8 +40,11 @@ class MOM(NeighborsLID):
 
     _min_neighbors = 3
 
-    def __init__(self, n_neighbors: int = 20, *, device: str = "cpu") -> None:
+    def __init__(
+        self, n_neighbors: int = 20, *, neighbors: Backend = "exact", device: str = "cpu"
+    ) -> None:
         self.n_neighbors = n_neighbors
+        self.neighbors = neighbors
         self.device = device
 
     def _local(

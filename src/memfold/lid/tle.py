@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.lid._neighbors_base import NeighborsLID, settle
+from memfold.linalg.neighbors import Backend
 
 _LEAST = 1e-4  # of the radius: closer pairs measure rounding and noise
 
@@ -30,6 +31,7 @@ class TLE(NeighborsLID):
 
     Args:
         n_neighbors: number of nearest places k, at least 3; time and memory grow as k^2.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
@@ -40,8 +42,11 @@ class TLE(NeighborsLID):
 
     _min_neighbors = 3
 
-    def __init__(self, n_neighbors: int = 20, *, device: str = "cpu") -> None:
+    def __init__(
+        self, n_neighbors: int = 20, *, neighbors: Backend = "exact", device: str = "cpu"
+    ) -> None:
         self.n_neighbors = n_neighbors
+        self.neighbors = neighbors
         self.device = device
 
     def _local(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from memfold.lid._neighbors_base import NeighborsLID, pareto_lid, settle
-from memfold.linalg.neighbors import nearest
+from memfold.lid._neighbors_base import Neighborhood, NeighborsLID, pareto_lid, settle
+from memfold.linalg.neighbors import Backend
 
 
 class TwoNN(NeighborsLID):
@@ -32,6 +32,8 @@ class TwoNN(NeighborsLID):
     Args:
         n_neighbors: number of nearest places whose ratios are pooled, at least 2.
         fraction: share of the ratios, from the smallest, that `dimension_` is fitted to.
+        neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
+        device: where torch computes: "cpu", "cuda", ...
 
     >>> import numpy as np
     >>> x = np.random.default_rng(0).uniform(size=(2000, 2)) @ np.ones((2, 2))
@@ -39,17 +41,21 @@ class TwoNN(NeighborsLID):
     1
     """
 
-    def __init__(self, n_neighbors: int = 20, *, fraction: float = 0.9) -> None:
+    def __init__(
+        self,
+        n_neighbors: int = 20,
+        *,
+        fraction: float = 0.9,
+        neighbors: Backend = "exact",
+        device: str = "cpu",
+    ) -> None:
         self.n_neighbors = n_neighbors
         self.fraction = fraction
+        self.neighbors = neighbors
+        self.device = device
 
     def _prepare(self) -> None:
-        if len(self._places) < 3:
-            self._log_ratio = torch.zeros(len(self._places), dtype=torch.float64)
-            return
-        own = torch.arange(len(self._places))
-        distance, _ = nearest(self._places, self._places, 2, exclude=own)
-        self._log_ratio = (distance[:, 1] / distance[:, 0]).log()
+        self._log_ratio: Tensor | None = None  # of all places, once a search has found it
 
     def _local(
         self, x: Float[Tensor, "m d"], own: bool, want_stderr: bool
@@ -58,17 +64,40 @@ class TwoNN(NeighborsLID):
         k = near.distance.shape[1]
         if k == 0:
             return near.distance.sum(1), near.distance.sum(1)
-        itself = (near.distance[:, 1] / near.distance[:, 0]).log()
-        total = itself + self._log_ratio[near.place].sum(1)
+        itself = _log_ratio(near)
+        if own:
+            self._log_ratio = itself
+        total = itself + self._ratios(near.place).sum(1)
         lid = pareto_lid(total, k + 1, self.n_features_in_)
         return settle(lid, 1.2 * lid / math.sqrt(k - 1), near.point_mass)
 
-    def _global(self, lid: Float[Tensor, " n"]) -> float:
-        n = len(self._places)
-        if not (lid > 0).any():
+    def _ratios(self, place: Int[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        """Give log mu of the places asked for, and search for no others."""
+        if self._log_ratio is not None:
+            return self._log_ratio[place]
+        which, index = place.unique(return_inverse=True)
+        distance, _ = self._nearest(self._places[which], 3)
+        return (distance[:, 2] / distance[:, 1]).log()[index]
+
+    def _survey(self) -> Bool[Tensor, " n"]:
+        """Find log mu of all places by their two neighbours alone; tell the point masses."""
+        near = self._neighborhood(self._places, True, most=2)
+        if near.distance.shape[1]:
+            self._log_ratio = _log_ratio(near)
+        return near.point_mass
+
+    def _whole(self) -> float:
+        """Fit the ratios; a search for `n_neighbors` is not needed here."""
+        if bool(self._survey().all() if self._lid is None else (self._lid == 0).all()):
             return 0.0
+        n = len(self._places)
         kept = max(1, int(self.fraction * n))
-        log_mu = self._log_ratio.sort().values[:kept]
-        tail = -torch.log1p(-torch.arange(1, kept + 1, dtype=torch.float64) / (n + 1))
+        log_mu = self._log_ratio.sort().values[:kept]  # type: ignore[union-attr]
+        rank = torch.arange(1, kept + 1, dtype=torch.float64, device=log_mu.device)
         square = float(log_mu.square().sum())
-        return float((log_mu * tail).sum()) / square if square > 0 else float(self.n_features_in_)
+        slope = -float((log_mu * torch.log1p(-rank / (n + 1))).sum())
+        return slope / square if square > 0 else float(self.n_features_in_)
+
+
+def _log_ratio(near: Neighborhood) -> Float[Tensor, " m"]:
+    return (near.distance[:, 1] / near.distance[:, 0]).log()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.spatial import cKDTree
 from torch import Tensor
 
+from memfold.linalg._screens import SPARE, Faiss, Product, Screen, Tree, load_faiss, split
 from memfold.types import InputError
+
+Backend = Literal["exact", "faiss"]
 
 _DEFAULT_BUDGET = 2**28
 _CACHE = 2**23  # bytes that are worked on at a time where the processor's cache sets the pace
-_SPARE = 4  # candidates beyond k, so that the first round mostly suffices
+_COLUMNS = 16  # columns whose content tells most rows apart
 _TREE_DIM, _TREE_ROWS = 15, 500  # a k-d tree is the faster up to this width, from this many rows
 
 
@@ -25,6 +25,7 @@ def nearest(
     k: int,
     *,
     exclude: Int[Tensor, " m"] | None = None,
+    backend: Backend = "exact",
     memory_budget: int = _DEFAULT_BUDGET,
 ) -> tuple[Float[Tensor, "m k"], Int[Tensor, "m k"]]:
     """Find the k nearest rows of a reference, by exact Euclidean distance.
@@ -33,13 +34,15 @@ def nearest(
     float32 at first: its error is at most c = 4 (d + 16) u (|x|^2 + |y|^2), u the unit roundoff,
     and no row is dropped unless its value minus c exceeds the k-th exact distance found, or more
     candidates are taken, in float64. Distances come from differences in float64. In few
-    dimensions a k-d tree selects.
+    dimensions a k-d tree selects; with `backend="faiss"`, faiss's exhaustive index, under the
+    same proof, so that the answer is the same.
 
     Args:
         queries: points, shape (m, d), float32 or float64.
         reference: rows to search, shape (n, d), same dtype.
         k: number of neighbours, at most n (n - 1 where rows are left out).
         exclude: for each query, the reference row to leave out (its own), or -1 for none.
+        backend: "exact", or "faiss" where it is installed; it works on the CPU.
         memory_budget: bytes for temporary arrays; at least one row is always worked on.
 
     Returns:
@@ -54,12 +57,11 @@ def nearest(
     [[0, 2]]
     """
     exclude = _check(queries, reference, k, exclude, memory_budget)
-    m, n = len(queries), len(reference)
+    m = len(queries)
     distances = queries.new_empty(m, k, dtype=torch.float64)
     indices = exclude.new_empty(m, k)
-    small = reference.shape[1] <= _TREE_DIM and n >= _TREE_ROWS and m >= _TREE_ROWS
-    screen = (_Tree if small and not reference.is_cuda else _Screen)(queries, reference)
-    rows = max(1, min(screen.block(memory_budget), memory_budget // (96 * (k + _SPARE))))
+    screen = _choose(queries, reference, backend)
+    rows = max(1, min(screen.block(memory_budget), memory_budget // (96 * (k + SPARE))))
     for start in range(0, m, rows):
         part = slice(start, start + rows)
         distances[part], indices[part] = _search(
@@ -92,7 +94,7 @@ def within(
     """
     _check(queries, reference, 1, None, memory_budget)
     mask = torch.empty(len(queries), len(reference), dtype=torch.bool, device=queries.device)
-    screen = _Screen(queries, reference, fine=True)
+    screen = Product(queries, reference, fine=True)
     rows = screen.block(memory_budget)
     limit = (radius * screen.scale) ** 2
     for start in range(0, len(queries), rows):
@@ -111,7 +113,8 @@ def distinct(
 ) -> tuple[Float[Tensor, "p d"], Int[Tensor, " n"], Int[Tensor, " p"]]:
     """Find the distinct rows, -0 counted as 0, with one copy of them and little else in memory.
 
-    Rows are sorted by a hash of their content, and rows of equal hash are compared in full.
+    Rows are sorted by a hash of a few of their columns, then of all, and rows of equal hash are
+    compared in full.
 
     Args:
         x: rows, shape (n, d), float32 or float64.
@@ -126,7 +129,7 @@ def distinct(
     tensor([1, 2])
     """
     rows = max(1, memory_budget // (32 * max(1, x.shape[1])))
-    code = torch.cat([_hash(part) for part in x.split(rows)])
+    code = _codes(x, rows)
     _, inverse, copies = code.unique(return_inverse=True, return_counts=True)
     first = torch.full_like(copies, len(x)).scatter_reduce_(
         0, inverse, torch.arange(len(x), device=x.device), "amin"
@@ -140,125 +143,36 @@ def distinct(
     return places, inverse, copies
 
 
-class _Screen:
-    """Lower and upper bounds of squared distances by one matrix product, after centring.
+def check_backend(backend: Backend, device: torch.device) -> None:
+    """Refuse a way of searching that cannot be had.
 
-    Everything is scaled by a power of 2 so that no coordinate exceeds 1: squares then neither
-    overflow nor, to any effect, underflow.
+    Raises:
+        InputError: if the name is unknown, or faiss is asked for and not installed, or on a GPU.
     """
-
-    spare = _SPARE
-
-    def __init__(self, queries: Tensor, reference: Tensor, fine: bool = False) -> None:
-        exact = torch.get_float32_matmul_precision() == "highest"  # no TF32, no bfloat16
-        self.dtype = torch.float32 if exact and not fine else torch.float64
-        self.queries, self.reference = queries, reference
-        parts = [part.sum(0, dtype=torch.float64) for part in _parts(reference)]
-        self.center = torch.stack(parts).sum(0) / len(reference)
-        ends = [float(end) for t in (queries, reference) if len(t) for end in t.aminmax()]
-        far = 2 * max(map(abs, ends))
-        self.scale = 2.0 ** min(1000, max(-1000, -math.ceil(math.log2(far)))) if far else 1.0
-        self.center = (self.center * self.scale).to(
-            torch.promote_types(reference.dtype, self.dtype)
-        )
-        d = reference.shape[1]
-        self.error = 4 * (d + 16) * torch.finfo(self.dtype).eps / 2
-        self._fine: _Screen | None = None
-        self.tiny = 4 * (d + 16) * torch.finfo(self.dtype).tiny
-
-    def finer(self) -> _Screen:
-        """Screen in float64 what float32 could not tell apart."""
-        if self.dtype == torch.float64:
-            return self
-        if self._fine is None:
-            self._fine = _Screen(self.queries, self.reference, fine=True)
-        return self._fine
-
-    def block(self, memory_budget: int) -> int:
-        """Side of the square tiles, of queries times reference rows, that fit into the budget."""
-        width = 24 * self.reference.shape[1]
-        return max(1, int((math.sqrt(width**2 + 96 * memory_budget) - width) / 48))
-
-    def candidates(self, x: Tensor, c: int, memory_budget: int) -> tuple[Tensor, Tensor]:
-        """Choose c rows for each query; bound the scaled squared distance of all the others."""
-        x = self._place(x)
-        value = x.new_empty(len(x), 0)
-        index = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
-        for columns, y in self._tiles(memory_budget):
-            new, at = _smallest(self._lower(x, y), min(c, len(y)))
-            value, index = torch.cat([value, new], 1), torch.cat([index, at + columns.start], 1)
-            if value.shape[1] > c:
-                value, at = value.topk(c, largest=False)
-                index = index.gather(1, at)
-        square = (1 - self.error) * x.square().sum(1) - self.tiny
-        return value.amax(1).to(torch.float64) + square.to(torch.float64), index
-
-    def bounds(self, x: Tensor, memory_budget: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Bound all scaled squared distances from below and above, a tile at a time."""
-        x = self._place(x)
-        square = x.square().sum(1, keepdim=True)
-        for columns, y in self._tiles(memory_budget):
-            lower = self._lower(x, y) + (1 - self.error) * square - self.tiny
-            size = square + y.square().sum(1)
-            yield columns, lower, lower + 2 * (self.error * size + self.tiny)
-
-    def _place(self, x: Tensor) -> Tensor:
-        return (x.to(self.center.dtype) * self.scale - self.center).to(self.dtype)
-
-    def _tiles(self, memory_budget: int) -> Iterator[tuple[slice, Tensor]]:
-        rows = self.block(memory_budget)
-        for start in range(0, len(self.reference), rows):
-            columns = slice(start, min(start + rows, len(self.reference)))
-            yield columns, self._place(self.reference[columns])
-
-    def _lower(self, x: Tensor, y: Tensor) -> Tensor:
-        """Lower bound of |x - y|^2 without what x alone adds to it."""
-        with torch.autocast(x.device.type, enabled=False):
-            return torch.addmm((1 - self.error) * y.square().sum(1), x, y.T, alpha=-2)
+    if backend not in get_args(Backend):
+        raise InputError(f"neighbors is {backend!r}: choose one of {get_args(Backend)}")
+    if backend == "faiss":
+        load_faiss()
+        if device.type != "cpu":
+            raise InputError(
+                f"neighbors is 'faiss' and device is {str(device)!r}: faiss works on the CPU here; "
+                "pass neighbors='exact', or device='cpu'"
+            )
 
 
-class _Tree:
-    """Candidates from a k-d tree, whose distances are differences in float64."""
-
-    scale, spare = 1.0, 2
-
-    def __init__(self, queries: Tensor, reference: Tensor) -> None:
-        self.tree = cKDTree(reference.to(torch.float64).numpy(), balanced_tree=False)
-
-    def finer(self) -> _Tree:
-        """Return itself: nothing is finer."""
-        return self
-
-    def block(self, memory_budget: int) -> int:
-        """Return as many queries as one likes: they need no memory beyond their candidates."""
-        return memory_budget
-
-    def candidates(self, x: Tensor, c: int, memory_budget: int) -> tuple[Tensor, Tensor]:
-        """Choose c rows for each query; bound the squared distance of all the others."""
-        distance, index = self.tree.query(x.to(torch.float64).numpy(), c)
-        shape = len(x), c
-        last = torch.from_numpy(np.reshape(distance, shape)[:, -1])
-        return last.square() * (1 - 1e-12), torch.from_numpy(np.reshape(index, shape))
-
-
-def _smallest(value: Tensor, c: int) -> tuple[Tensor, Tensor]:
-    """Find the c smallest of each row: they lie in the c groups of columns with smallest minima."""
-    n = value.shape[1]
-    size = math.isqrt(n // c)
-    if size < 3:
-        return value.topk(c, largest=False, sorted=False)
-    groups = n // size
-    group = value[:, : groups * size].unflatten(1, (size, groups)).amin(1)
-    group = group.topk(c, largest=False, sorted=False).indices
-    member = group[:, None] + groups * torch.arange(size, device=value.device)[:, None]
-    left = torch.arange(groups * size, n, device=value.device).expand(len(value), -1)
-    columns = torch.cat([member.flatten(1), left], 1)
-    found, at = value.gather(1, columns).topk(c, largest=False, sorted=False)
-    return found, columns.gather(1, at)
+def _choose(queries: Tensor, reference: Tensor, backend: Backend) -> Screen:
+    """Choose the way to find candidates."""
+    check_backend(backend, reference.device)
+    if backend == "faiss":
+        return Faiss(queries, reference)
+    few = reference.shape[1] <= _TREE_DIM and min(len(queries), len(reference)) >= _TREE_ROWS
+    if few and reference.device.type == "cpu":
+        return Tree(queries, reference)
+    return Product(queries, reference)
 
 
 def _search(
-    screen: _Screen | _Tree,
+    screen: Screen,
     queries: Tensor,
     reference: Tensor,
     exclude: Tensor,
@@ -270,7 +184,7 @@ def _search(
     distances = queries.new_empty(len(queries), k, dtype=torch.float64)
     indices = exclude.new_empty(len(queries), k)
     pending = torch.arange(len(queries), device=queries.device)
-    c = min(n, k + screen.spare)
+    c = min(n, k + screen.spare + int((exclude >= 0).any()))
     while len(pending):
         rest = []
         for part in pending.split(max(1, memory_budget // (96 * c))):
@@ -290,22 +204,34 @@ def _search(
 def _exact(queries: Tensor, reference: Tensor, candidate: Tensor, memory_budget: int) -> Tensor:
     """Distances (b, c) of each query to its candidates, from exact differences, in float64."""
     out = queries.new_empty(candidate.shape, dtype=torch.float64)
-    room = min(memory_budget, _CACHE) // (16 * max(1, queries.shape[1]))  # float32 and float64
-    pairs = max(1, room)
+    d = queries.shape[1]
+    pairs = max(1, min(memory_budget, _CACHE) // (16 * max(1, d)))  # float32 and float64
     columns = min(candidate.shape[1], pairs)
     rows = max(1, pairs // columns)
     for start in range(0, len(queries), rows):
         x = queries[start : start + rows, None].to(torch.float64)
         for first in range(0, candidate.shape[1], columns):
             part = slice(start, start + rows), slice(first, first + columns)
-            y = reference[candidate[part]].to(torch.float64)
-            out[part] = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")[:, 0]
+            some = candidate[part]
+            y = reference.index_select(0, some.flatten()).to(torch.float64)
+            out[part] = torch.linalg.vector_norm(y.view(*some.shape, d).sub_(x), dim=2)
     return out
 
 
-def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Split the rows, so that a temporary copy of a part needs a few megabytes."""
-    return x.split(max(1, 2**20 // max(1, x.shape[1])))
+def _finite(x: Tensor) -> bool:
+    """Tell whether all is finite, in most cases by the sum alone."""
+    return bool(x.sum().isfinite()) or bool(x.isfinite().all())
+
+
+def _codes(x: Tensor, rows: int) -> Tensor:
+    """Hash some columns of each row, and all columns of those rows that they do not tell apart."""
+    some = torch.linspace(0, x.shape[1] - 1, min(x.shape[1], _COLUMNS), device=x.device).long()
+    code = _hash(x[:, some])
+    _, inverse, count = code.unique(return_inverse=True, return_counts=True)
+    alike = torch.nonzero(count[inverse] > 1)[:, 0]
+    for part in alike.split(rows) if len(some) < x.shape[1] else ():
+        code[part] += _hash(x[part])
+    return code
 
 
 def _hash(x: Tensor) -> Tensor:
@@ -333,7 +259,8 @@ def _check(
             f"queries are {queries.dtype} and the reference is {reference.dtype}: "
             "convert both to float32 or both to float64"
         )
-    if not all(part.isfinite().all() for t in (queries, reference) for part in _parts(t)):
+    both = (reference,) if queries is reference else (queries, reference)
+    if not all(_finite(part) for t in both for part in split(t)):
         raise InputError("queries or reference hold NaN or infinity: remove those rows first")
     if memory_budget < 1:
         raise InputError(f"memory_budget is {memory_budget} bytes: pass a positive number")
