@@ -33,6 +33,7 @@ WHY_FLIPD = (
     "an ordinary prompt says little of its image beyond the image itself, so that both LIDs are "
     "nearly one, and the Jacobian of a trained network is no exact posterior covariance"
 )
+WHY_LOSS = "the denoising loss counts what does not fit as freedom, with a prompt as without one"
 SIGMAS = (0.15, prompts.SIGMA, 0.6)
 
 
@@ -109,7 +110,7 @@ def _conditioning_claims(run: Run, made: Any, known: np.ndarray, where: str) -> 
         negative = int((gap < 0).sum())
         run.claim("It never adds any", f"share of prompts with LID(x) < LID(x \\| c), {name}",
                   proportion(negative, len(gap)), below=0.05, source=where,
-                  reason="" if estimator == "loss" else WHY_FLIPD)  # fmt: skip
+                  reason=WHY_LOSS if estimator == "loss" else WHY_FLIPD)  # fmt: skip
 
 
 def _conditioning_table(run: Run, law: Any, made: Any, known: np.ndarray) -> None:
@@ -149,10 +150,10 @@ def check_guidance(run: Run) -> None:
          "little, and the images themselves become other ones"),
     )  # fmt: skip
     for kind, table, own, reason in groups:
-        change = (table[:, -1] - table[:, one])[own]
+        change = interval((table[:, -1] - table[:, one])[own])
         run.claim(f"Guidance lowers the LID: {kind}",
                   f"FLIPD of D_w at its own images, w = {scales[-1]:g} less w = 1",
-                  interval(change), below=0, source=where, reason=reason)  # fmt: skip
+                  change, below=0, source=where, reason=reason if change[2] >= 0 else "")  # fmt: skip
     for name, text in (("guided", "FLIPD at noised points"), ("published", "FLIPD as published")):
         last = made[name][:, -1]
         run.claim(f"Under strong guidance memorized prompts stand lower: {text}",
