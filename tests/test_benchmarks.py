@@ -60,7 +60,7 @@ def test_gaussian_probes_are_flipd_as_published(networks):
 
 def test_a_network_learns_its_manifold(networks):
     x = torch.randn(2000, 2, generator=seeded()) @ torch.eye(2, 8)
-    net, _ = networks.train(x, steps=150, seed=0, width=64, blocks=1)
+    net, _ = networks.train(x, steps=800, seed=0, width=64, blocks=1)
     model = networks.as_denoiser(net.requires_grad_(False), networks.linear_table(), 8)
     out = model(x[:200] + 0.5 * torch.randn(200, 8, generator=seeded(1)), 0.5)
     assert float(out[:, 2:].square().mean()) < 0.5 * 0.25  # half of the noise is gone, at least
