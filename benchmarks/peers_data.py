@@ -1,10 +1,13 @@
-"""What scikit-dimension and DADApy say of the same points, and how long they take.
+"""What scikit-dimension, DADApy and fastwonn say of the same points, and how long they take.
 
 Runs in the peers' own Python, where memfold and torch need not be:
 
     PEER_PYTHON benchmarks/peers_data.py manifolds OUT.npz N
     PEER_PYTHON benchmarks/peers_data.py lid IN.npz OUT.npz POINTS
     PEER_PYTHON benchmarks/peers_data.py speed IN.npz OUT.json POINTS REPEATS
+
+fastwonn needs torchsort for its differentiable mode alone, which is not used here; where torchsort
+does not build (it asks for CUDA), an empty module stands in for it.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import importlib.metadata
 import json
 import sys
 import time
+import types
 import warnings
 
 import numpy as np
@@ -36,6 +40,33 @@ def two_nn(x):
     return float(Data(coordinates=x, maxk=2, verbose=False, n_jobs=1).compute_id_2NN()[0])
 
 
+def fastwonn():
+    """The package, or None where it is not installed."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(1)
+    try:
+        import torchsort  # noqa: F401
+    except ImportError:
+        sys.modules["torchsort"] = types.SimpleNamespace(soft_sort=None)
+    try:
+        import fastwonn
+    except ImportError:
+        return None
+    return fastwonn
+
+
+def of_fastwonn(x, name):
+    """fastwonn's MLE at k = 20 or its TwoNN, on its torch backend."""
+    import torch
+
+    x = torch.from_numpy(x)
+    package = fastwonn()
+    return float(package.mle_id(x, 20) if name == "MLE" else package.twonn_id(x))
+
+
 def manifolds(path, n):
     made = skdim.datasets.BenchmarkManifolds(random_state=0)
     sets = {name: np.ascontiguousarray(x) for name, x in made.generate(n=n).items()}
@@ -49,7 +80,8 @@ def local(x, points, k_distance=20, k_pca=100, k_ess=50):
     few = distance[:points, :k_distance], near[:points, :k_distance]
     rows = range(points)
     out = {
-        "MLE": skdim.id.MLE().fit(x, n_neighbors=k_distance).dimension_pw_[:points],
+        "MLE": skdim.id.MLE(unbiased=True).fit(x, n_neighbors=k_distance).dimension_pw_[:points],
+        "MLE uncorrected": skdim.id.MLE().fit(x, n_neighbors=k_distance).dimension_pw_[:points],
         "MOM": skdim.id.MOM()._mom(few[0]),
         "TLE": [attempt(skdim.id.TLE()._idtle, x[few[1][i]], few[0][[i]]) for i in rows],
     }
@@ -80,6 +112,8 @@ def whole(x):
         "MLE": skdim.id.MLE().fit(x, n_neighbors=20).dimension_,
         "CorrInt": attempt(lambda: skdim.id.CorrInt(k1=10, k2=20).fit(x).dimension_),
         "TwoNN": attempt(lambda: skdim.id.TwoNN().fit(x).dimension_),
+        "MLE (fastwonn)": attempt(lambda: of_fastwonn(x, "MLE") if fastwonn() else np.nan),
+        "TwoNN (fastwonn)": attempt(lambda: of_fastwonn(x, "TwoNN") if fastwonn() else np.nan),
         "TwoNN (DADApy)": attempt(lambda: np.nan if (d := two_nn(x)) is None else d),
     }
 
@@ -106,6 +140,9 @@ def speed_of(x, wide, points, repeats):
     }
     if two_nn(x[:50]) is not None:
         times["TwoNN (DADApy)"] = best(lambda: two_nn(x), repeats)
+    if fastwonn() is not None:
+        for name in ("MLE", "TwoNN"):
+            times[f"{name} (fastwonn)"] = best(lambda name=name: of_fastwonn(x, name), repeats)
     if wide:
         search = best(lambda: get_nn(x, 100), repeats)
         near = get_nn(x, 100)[1]
@@ -129,8 +166,9 @@ def main():
     if command == "speed":
         result = speed(sets, int(rest[1]), int(rest[2]))
         versions = {p: importlib.metadata.version(p) for p in ("scikit-dimension",)}
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions["dadapy"] = importlib.metadata.version("dadapy")
+        for package in ("dadapy", "fastwonn"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[package] = importlib.metadata.version(package)
         with open(rest[0], "w") as file:
             json.dump({"times": result, "versions": versions}, file)
         return None
