@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from memfold import ESS, LPCA, MLE, MOM, TLE, CorrInt, TwoNN
-from memfold.datasets import manifolds
+from memfold.datasets import manifolds, warped
 
 PEERS = Path(__file__).with_name("peers_data.py")
 LOCAL = {
     "MLE": lambda: MLE(20),
+    "MLE uncorrected": lambda: MLE(20, bias_correction=False),
     "MOM": lambda: MOM(20),
     "TLE": lambda: TLE(20),
     "ESS": lambda: ESS(50),
@@ -36,6 +37,8 @@ LOCAL = {
 WHOLE = {
     "MLE": lambda: MLE(20),
     "TwoNN": lambda: TwoNN(),
+    "MLE (fastwonn)": lambda: MLE(20),
+    "TwoNN (fastwonn)": lambda: TwoNN(),
     "TwoNN (DADApy)": lambda: TwoNN(),
     "CorrInt": lambda: CorrInt(20, inner=10),
 }
@@ -53,6 +56,21 @@ def ours(n):
         "subspaces 3/17/60 in 500": manifolds.subspaces((3, 17, 60), 500, n, generator=g),
         "lollipop 0/1/2 in 2": manifolds.lollipop(n, generator=g),
     }
+    return arrays(made)
+
+
+def bent(n):
+    """Mixtures bent by a diffeomorphism, which keeps LID."""
+    g = torch.Generator().manual_seed(1)
+    made = {}
+    for dims, ambient in (((10, 25, 50), 100), ((10, 80, 200), 800), ((10, 80, 200), 3072)):
+        name = f"{'/'.join(map(str, dims))} in {ambient}"
+        made[f"squiggly {name}"] = warped.squiggly(dims, ambient, n, generator=g)
+        made[f"flow-warped {name}"] = warped.flow_warped(dims, ambient, n, generator=g)
+    return arrays(made)
+
+
+def arrays(made):
     return {name: (s.x.double().numpy(), s.lid.double().numpy()) for name, s in made.items()}
 
 
@@ -122,7 +140,7 @@ def main():
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    own, independent, peers = ours(args.n), {}, {}
+    own, curved, independent, peers = ours(args.n), bent(args.n), {}, {}
     if args.peer_python:
         with tempfile.TemporaryDirectory() as folder:
             sets, out = Path(folder, "sets.npz"), Path(folder, "out.npz")
@@ -131,13 +149,15 @@ def main():
             with np.load(sets) as file:
                 names = [name for name in file if not name.endswith("/truth")]
                 independent = {name: (file[name], file[f"{name}/truth"]) for name in names}
-            np.savez(sets, **{name: x for name, (x, _) in {**own, **independent}.items()})
+            np.savez(sets, **{name: x for name, (x, _) in {**own, **curved, **independent}.items()})
             subprocess.run([*run, "lid", str(sets), str(out), str(args.points)], check=True)
             with np.load(out) as file:
                 peers = dict(file)
     print(f"{args.n} points a set, LID at {args.points} of them; distances k = 20, LPCA k = 100,")
     print("ESS k = 50. Ratios below 1 are better than the peer.")
     local_table(f"memfold.datasets, {len(own)} sets: mean absolute error", own, peers, args.points)
+    title = f"memfold.datasets, {len(curved)} bent mixtures: mean absolute error"
+    local_table(title, curved, peers, args.points)
     if independent:
         title = f"BenchmarkManifolds, {len(independent)} sets"
         local_table(f"{title}: mean absolute error", independent, peers, args.points)
