@@ -43,7 +43,10 @@ def test_it_writes_three_files_that_agree(pipeline, tmp_path):
     assert set(said["curves"]) == {"with the prompt", "without a prompt"}
     texts = [e.text for e in ElementTree.parse(out / "words.svg").iter() if e.tag.endswith("text")]
     assert texts == ["a", "red", "dog"]
-    assert (out / "explanation.html").read_text("utf-8").count("data:image/png;base64,") == 2
+    assert (out / "explanation.html").read_text("utf-8").count(
+        "data:image/png;base64,"
+    ) == 4  # maps too
+    assert len(said["map"]) == 2 * said["map_shape"][0] * said["map_shape"][1]
 
 
 @pytest.mark.parametrize("guided", [False, True])

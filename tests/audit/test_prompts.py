@@ -2,10 +2,12 @@
 
 import csv
 import json
+import warnings
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from scipy.stats import binom
 from typer.testing import CliRunner
 
@@ -16,7 +18,9 @@ from memfold.audit.prompts import run_prompts
 from memfold.audit.scoring import Scoring, counted, score_prompt, usable
 from memfold.cli import app, main
 from memfold.memorization.prompt_verdict import SIGNALS, combine, p_values, standards
+from memfold.mitigation.base import Mitigation
 from memfold.report.html import write
+from memfold.sampling.trajectory import generate_watched
 from memfold.types import InputError
 from tests.text_to_image import tiny
 
@@ -128,18 +132,93 @@ def test_a_reference_that_cannot_call_anything_is_told(pipeline, lists, tmp_path
     assert any("Give 99 or more" in w for w in facts["warnings"])
 
 
-def test_flagged_prompts_are_shown(pipeline, lists, tmp_path):
+class _Brightness(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+
+@pytest.fixture
+def train(tmp_path):
     images = tmp_path / "train.npz"
     pixels = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)
     np.savez(images, images=pixels)
-    given = plan(pipeline, lists, tmp_path, alpha=0.9, data=str(images))
+    return str(images)
+
+
+@pytest.fixture
+def embedding(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit announces its successor
+        torch.jit.script(_Brightness()).save(str(tmp_path / "brightness.pt"))
+    return str(tmp_path / "brightness.pt")
+
+
+def flagged(out):
+    return pq.read_table(out / "flagged.parquet").to_pylist()
+
+
+def test_flagged_prompts_are_shown(pipeline, lists, tmp_path, train):
+    given = plan(pipeline, lists, tmp_path, alpha=0.9, data=train)
     facts = run_prompts(given, progress=False)
     assert facts["memorized"]["count"] == facts["shown"] > 0
-    shown = pq.read_table(tmp_path / "out" / "flagged.parquet").to_pylist()
+    shown = flagged(tmp_path / "out")
     assert len(shown) == facts["shown"]
-    assert all(len(row["images"]) == 2 and len(row["nearest"]) == 1 for row in shown)
+    assert all(len(row["images"]) == 2 for row in shown)
+    assert all(row["nearest_space"] == ["latents", "pixels"] for row in shown)
     page = write(tmp_path / "out").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 3 * facts["shown"]
+    different = sum(len(set(row["nearest_id"])) for row in shown)
+    assert page.count("data:image/png") == 4 * facts["shown"] + different  # 2 drawn, 2 maps
+    assert page.count("Where the prompt takes freedom away") == facts["shown"]
+
+
+def test_copies_are_found_in_every_space(pipeline, lists, tmp_path, embedding):
+    """Training images that are the drawn ones: at no distance, in pixels and the embedding."""
+    model = Scoring(model=pipeline, images=2, steps=2).load()
+    drawn = generate_watched(model, SUBJECTS[0], [0, 1], attention=False, num_inference_steps=2)
+    others = np.random.default_rng(0).random((9, 3, 16, 16), dtype=np.float32)
+    images = np.concatenate([others, drawn.images.numpy()])
+    np.savez(tmp_path / "train.npz", images=images)
+    (tmp_path / "one.txt").write_text(SUBJECTS[0])
+    given = plan(
+        pipeline, (str(tmp_path / "one.txt"), lists[1]), tmp_path, alpha=0.99,
+        data=str(tmp_path / "train.npz"), embedding=embedding,
+    )  # fmt: skip
+    assert run_prompts(given, progress=False)["shown"] == 1
+    (row,) = flagged(tmp_path / "out")
+    assert row["nearest_space"] == ["latents", "pixels", "embedding"]
+    calibrated = np.reshape(row["nearest_calibrated"], (3, 2))
+    assert np.abs(calibrated[1:]).max() < 1e-3
+    assert all(int(i) >= 9 for i in row["nearest_id"][1:])
+
+
+def test_a_mitigation_that_changes_nothing_changes_no_verdict(
+    pipeline, lists, tmp_path, train, monkeypatch
+):
+    """What it draws is scored by the same detectors and noises, against the same reference."""
+    monkeypatch.setattr(
+        "memfold.mitigation.mitigate", lambda model, prompt, **_: Mitigation(model, "none", prompt,
+        prompt, "nothing", options={"num_inference_steps": 2}),
+    )  # fmt: skip
+    given = plan(pipeline, lists, tmp_path, alpha=0.9, data=train, mitigate="embedding")
+    run_prompts(given, progress=False)
+    results = {
+        r["prompt"]: r for r in pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    }
+    shown = flagged(tmp_path / "out")
+    assert shown
+    for row in shown:
+        before = results[row["prompt"]]
+        assert row["mitigated_verdict"] == pytest.approx(before["score"], rel=1e-4)
+        assert row["mitigated_p"] == before["p_value"]
+        assert row["mitigated_calibrated"] == pytest.approx(row["nearest_calibrated"], rel=1e-4)
+        assert row["mitigated"] == row["images"]
+    page = write(tmp_path / "out").read_text(encoding="utf-8")
+    assert page.count("a p-value after it is no proof") == len(shown)
+
+
+def test_an_embedding_needs_images_to_compare_with(pipeline, lists, tmp_path, embedding):
+    with pytest.raises(InputError, match="--embedding compares with training images"):
+        plan(pipeline, lists, tmp_path, embedding=embedding)
 
 
 @pytest.mark.parametrize(

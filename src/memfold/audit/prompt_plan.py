@@ -27,6 +27,8 @@ class PromptPlan:
         ordinary: file of prompts that are not memorized: the reference; without it the judged
             prompts are their own.
         data: images that the model was trained on, for evidence.
+        embedding: image embedding to find the nearest of them in, beside latents and pixels: a
+            TorchScript file or a transformers vision model (`memfold.load_embedding`).
         alpha: wanted false-positive rate: the share of ordinary prompts that may be called.
         images: images a prompt.
         steps: denoising steps; the pipeline's default where None.
@@ -50,6 +52,7 @@ class PromptPlan:
     out: str
     ordinary: str | None = None
     data: str | None = None
+    embedding: str | None = None
     alpha: float = 0.01
     images: int = 4
     steps: int | None = None
@@ -81,6 +84,8 @@ class PromptPlan:
                 raise InputError(
                     f"--fail-on {kind!r} is unknown for prompts; choose {', '.join(PROMPT_KINDS)}"
                 )
+        if self.embedding is not None and self.data is None:
+            raise InputError("--embedding compares with training images; give them by --data")
         check_out(self.out)
 
     @property

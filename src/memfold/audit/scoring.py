@@ -328,13 +328,13 @@ def _put(columns: Columns, name: str, cost: Cost, n: int) -> None:
 
 
 def model_digest(path: str) -> str:
-    """Digest the configuration and weights of a pipeline directory; the name of a hub id."""
+    """Digest a file, or the configuration and weights of a directory; the name of a hub id."""
     root = Path(path)
-    if not root.is_dir():
+    if not root.exists():
         return path
     total = hashlib.blake2b(digest_size=16)
-    for file in sorted(root.rglob("*")):
-        if file.is_file() and file.suffix in {".json", ".safetensors", ".bin"}:
+    for file in [root] if root.is_file() else sorted(root.rglob("*")):
+        if file.is_file() and (root == file or file.suffix in {".json", ".safetensors", ".bin"}):
             total.update(str(file.relative_to(root)).encode())
             with file.open("rb") as handle:
                 while block := handle.read(2**20):

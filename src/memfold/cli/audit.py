@@ -251,8 +251,8 @@ def audit(
 # What means something for prompts alone, for images alone, and for both.
 _PROMPTS = ("ordinary", "images", "steps", "shown", "mitigate", "workers")
 _BOTH = (
-    "model", "out", "data", "alpha", "limit", "guidance_scale", "seed", "device", "allow_pickle",
-    "fail_on", "overwrite", "title", "explain",
+    "model", "out", "data", "embedding", "alpha", "limit", "guidance_scale", "seed", "device",
+    "allow_pickle", "fail_on", "overwrite", "title", "explain",
 )  # fmt: skip
 
 
@@ -301,7 +301,7 @@ def _set(given: dict[str, Any], leave: set[str]) -> dict[str, Any]:
 def _refuse_images_only(given: dict[str, Any]) -> None:
     for name, off in {
         "holdout": None, "samples": None, "generate": None, "train_points": False, "truth": None,
-        "embedding": None, "sigma": None, "class_label": None, "max_reference": None,
+        "sigma": None, "class_label": None, "max_reference": None,
     }.items():  # fmt: skip
         if given[name] != off:
             raise InputError(

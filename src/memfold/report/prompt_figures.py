@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from memfold.report import figures
 from memfold.report.figures import Line
+from memfold.report.heat_figure import heat_of
 
 _VERDICTS = {"with the prompt": "overfitting", "without a prompt": "none"}
 
@@ -37,6 +38,7 @@ def explanation_page(facts: Mapping[str, Any], images: Sequence[bytes]) -> str:
         words=words,
         style=Markup(style()),
         curve=Markup(lid_figure(facts["curves"])),
+        heat=heat_of(images, facts.get("map", []), facts.get("map_shape", [])),
         images=[f"data:image/png;base64,{base64.b64encode(b).decode()}" for b in images],
     )  # fmt: skip
     return figures.printable(page) + "\n"

@@ -15,8 +15,10 @@ from markupsafe import Markup
 from memfold.report import axes, figures, words
 from memfold.report.fields import Fields, read_json, read_rows
 from memfold.report.figures import Band, Line
+from memfold.report.heat_figure import Heat, heat_of
 
 _NAMES = {"cfg_norm": "CFG norm"}
+_SPACES = {"latents": "latents", "pixels": "pixels", "embedding": "the embedding"}
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,16 @@ class Word:
     text: str
     weight: float
     stderr: float
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest training image in one space: as data URI, its name, and words about it."""
+
+    uri: str
+    space: str
+    id: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -39,12 +51,12 @@ class PromptCard:
     score: str
     signals: tuple[tuple[str, str], ...]
     images: tuple[str, ...]
-    nearest: str
-    nearest_id: str
-    nearest_words: str
+    nearest: tuple[Nearest, ...]
+    heat: Heat | None
     steps: Markup
     mitigated: tuple[str, ...]
     mitigated_note: str
+    again: tuple[tuple[str, str, str], ...]
     explain_note: str
 
 
@@ -153,7 +165,6 @@ def _card(
     figure = ""
     if steps:
         figure = steps_figure(row.numbers("sigmas"), steps, reference, _NAMES["cfg_norm"])
-    calibrated = [v for v in shown.numbers("nearest_calibrated") if math.isfinite(v)]
     return PromptCard(
         anchor=f"prompt-{index + 1}",
         prompt=row.text("prompt"),
@@ -162,18 +173,67 @@ def _card(
         score=words.number(row.number("score")),
         signals=tuple((titles[k], words.number(row.number(f"signal.{k}"))) for k in titles),
         images=tuple(_uri(b) for b in shown.get("images", list, [])),
-        nearest=next((_uri(b) for b in shown.get("nearest", list, [])), ""),
-        nearest_id=next(iter(shown.texts("nearest_id")), ""),
-        nearest_words=(
-            f"calibrated distance {min(calibrated):.2f} to {max(calibrated):.2f}"
-            if calibrated
-            else ""
+        nearest=_nearest(shown),
+        heat=heat_of(
+            shown.get("images", list, []),
+            shown.numbers("map"),
+            [int(side) for side in shown.numbers("map_shape")],
         ),
         steps=Markup(figure),
         mitigated=tuple(_uri(b) for b in shown.get("mitigated", list, [])),
         mitigated_note=shown.text("mitigated_note"),
+        again=_again(row, shown),
         explain_note=shown.text("explain_note"),
     )
+
+
+def _nearest(shown: Fields) -> tuple[Nearest, ...]:
+    """Give the nearest training image of each space; one picture for spaces that agree on it."""
+    ids = shown.texts("nearest_id")
+    spaces = shown.texts("nearest_space") or ("latents",) * len(ids)
+    ranges = _ranges(shown.numbers("nearest_calibrated"), len(spaces))
+    found: dict[str, Nearest] = {}
+    for space, id_, png, said in zip(
+        spaces, ids, shown.get("nearest", list, []), ranges, strict=True
+    ):
+        name, said = _SPACES.get(space, space), f"{said} in {_SPACES.get(space, space)}"
+        if id_ in found:
+            name, said = f"{found[id_].space}, {name}", f"{found[id_].words}; {said}"
+        found[id_] = Nearest(_uri(png), name, id_, said)
+    return tuple(found.values())
+
+
+def _ranges(values: Sequence[float], spaces: int) -> list[str]:
+    """Say from where to where the calibrated distances of the seeds reach, for each space."""
+    said = []
+    for i in range(spaces):
+        each = len(values) // spaces
+        own = [v for v in values[i * each : (i + 1) * each] if math.isfinite(v)]
+        said.append(f"{min(own):.2f} to {max(own):.2f}" if own else "–")
+    return said
+
+
+def _again(row: Fields, shown: Fields) -> tuple[tuple[str, str, str], ...]:
+    """Compare before and after the mitigation: verdict and distances, the same measure twice."""
+    after = shown.number("mitigated_verdict")
+    if not math.isfinite(after):
+        return ()
+
+    def p(value: float) -> str:
+        return words.probability("", value).strip("\u00a0 =")
+
+    rows = [
+        ("score", words.number(row.number("score")), words.number(after)),
+        ("p-value", p(row.number("p_value")), p(shown.number("mitigated_p"))),
+    ]
+    spaces = shown.texts("nearest_space")
+    old, new = (
+        _ranges(shown.numbers(f"{name}_calibrated"), len(spaces))
+        for name in ("nearest", "mitigated")
+    )
+    for space, before, now in zip(spaces, old, new, strict=True):
+        rows.append((f"distance to the nearest, {_SPACES.get(space, space)}", before, now))
+    return tuple(rows)
 
 
 def _line_of(row: Fields, titles: dict[str, str]) -> list[str]:
