@@ -67,9 +67,10 @@ def ranking(rows: list[dict[str, Any]]) -> Figure:
 def strip(drawn: list[tuple[str, str, np.ndarray]]) -> Figure:
     """Show what some prompts of each kind draw, one row a prompt, one column a seed."""
     count = len(drawn[0][2])
-    fig = Figure(figsize=(8, 0.8 * len(drawn)), layout="constrained")
-    axes = fig.subplots(len(drawn), count, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-    for line, (prompt, kind, images) in zip(np.atleast_2d(axes), drawn, strict=True):
+    fig = Figure(figsize=(8, 0.75 * len(drawn)))
+    axes = fig.subplots(len(drawn), count, squeeze=False)
+    fig.subplots_adjust(left=0.44, right=0.995, bottom=0.01, top=0.99, wspace=0.04, hspace=0.04)
+    for line, (prompt, kind, images) in zip(axes, drawn, strict=True):
         for ax, image in zip(line, images, strict=True):
             ax.imshow(image.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
             ax.set_xticks([])

@@ -135,7 +135,7 @@ def draw(run: Run, scores: Scores, scoring: Scoring, each: int = 2) -> list[Any]
         picked += [(str(scores.prompts[i]), kind) for i in rows]
     out = []
     for prompt, kind in picked:
-        x = model.generate(prompt, [0, 1, 2, 3], **scoring.options())
+        x = model.generate(prompt, list(range(6)), **scoring.options())
         out.append((prompt, kind, model.decode(x).numpy(force=True)))
     return out
 
