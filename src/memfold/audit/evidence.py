@@ -166,7 +166,7 @@ class Show:
 
         scoring = self.plan.scoring
         try:
-            weights = dict(zip(row["words"], row["weights"], strict=True)) or None
+            weights = list(zip(row["words"], row["weights"], strict=True)) or None
             found = mitigate(
                 self.model, prompt, method=self.plan.mitigate, seeds=scoring.seeds,
                 weights=weights, **scoring.options(),

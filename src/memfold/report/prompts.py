@@ -141,7 +141,7 @@ def steps_figure(
     width, height = 360, 208
     x = axes.log(s, 40.0, width - 8.0)
     y = axes.linear([*line.lid, *(band.high if band else ())], height - 42.0, 14.0)
-    parts = [figures.frame(x, y, "noise level σ", name)]
+    parts = [figures.frame(x, y, "noise level σ (a run goes from right to left)", name)]
     parts += figures.band_of(s, band, x, y) if band else []
     parts.append(figures.line_of(s, line, x, y))
     return figures.svg(width, height, parts, f"{name} over the steps of the generation")
@@ -171,7 +171,7 @@ def _card(
         words=parts,
         p_value=words.probability("p", row.number("p_value")),
         score=words.number(row.number("score")),
-        signals=tuple((titles[k], words.number(row.number(f"signal.{k}"))) for k in titles),
+        signals=tuple((titles[k], _signal(row.number(f"signal.{k}"))) for k in titles),
         images=tuple(_uri(b) for b in shown.get("images", list, [])),
         nearest=_nearest(shown),
         heat=heat_of(
@@ -237,9 +237,14 @@ def _again(row: Fields, shown: Fields) -> tuple[tuple[str, str, str], ...]:
 
 
 def _line_of(row: Fields, titles: dict[str, str]) -> list[str]:
-    signals = [words.number(row.number(f"signal.{k}")) for k in titles]
+    signals = [_signal(row.number(f"signal.{k}")) for k in titles]
     p = words.probability("", row.number("p_value")).strip(" =")
     return [row.text("prompt"), row.text("kind"), words.number(row.number("score")), p, *signals]
+
+
+def _signal(value: float) -> str:
+    """Signals have units of their own, some far below 1: three digits that count."""
+    return f"{value:.3g}".replace("-", "−") if math.isfinite(value) else "–"
 
 
 def _flat(values: Mapping[str, Any]) -> list[tuple[str, str]]:
