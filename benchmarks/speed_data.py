@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speed_data.py --peer-python PEERS/bin/python
     python benchmarks/speed_data.py --memory
 
-PEERS is an environment with scikit-dimension and, if wanted, DADApy. Both sides run on one thread;
+PEERS is an environment with scikit-dimension and, if wanted, DADApy and fastwonn. Both sides run on one thread;
 the shortest of some runs counts. The peers' LPCA and ESS are timed at some points and scaled to
 all. The output is Markdown.
 """
@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 import warnings
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memfold import ESS, LPCA, MLE, MOM, TLE, CorrInt, TwoNN
+from memfold import ESS, LPCA, MLE, MOM, TLE, CorrInt, EmpiricalLID, TwoNN
 
 PEERS = Path(__file__).with_name("peers_data.py")
 OURS = {
@@ -32,13 +33,14 @@ OURS = {
     "ESS": lambda x: ESS(100).fit_predict(x),
 }
 GROWTH = {
-    "MLE": lambda x: MLE(20).fit_predict(x),
-    "TwoNN": lambda x: TwoNN().fit_predict(x),
-    "MOM": lambda x: MOM(20).fit_predict(x),
-    "TLE": lambda x: TLE(20).fit_predict(x),
-    "CorrInt": lambda x: CorrInt(20).fit_predict(x),
-    "LPCA": lambda x: LPCA(50).fit_predict(x),
-    "ESS": lambda x: ESS(50).fit_predict(x),
+    "MLE": MLE,
+    "TwoNN": TwoNN,
+    "MOM": MOM,
+    "TLE": TLE,
+    "CorrInt": CorrInt,
+    "LPCA": LPCA,
+    "ESS": ESS,
+    "EmpiricalLID": lambda k: EmpiricalLID(1.0, n_neighbors=k, n_noises=2, random_state=0),
 }
 
 
@@ -94,22 +96,51 @@ def compare(args):
                 print(f"| {name} | {peer} | {mine:.3f} | {cell} | {ratio} |")
 
 
+def exponent(sizes, run, repeats):
+    """Slope of log time over log size."""
+    times = [best(partial(run, size), repeats) for size in sizes]
+    return f"{np.polyfit(np.log(sizes), np.log(times), 1)[0]:.1f}"
+
+
 def growth(args):
-    """Fit the exponent of time over n and over d."""
-    sizes, widths = (1000, 2000, 4000), (64, 128, 256)
-    print("\n| estimator | time over n (d = 64) | time over d (n = 1,000) |")
-    print("|---|---|---|")
-    for name, run in GROWTH.items():
-        over_n = [best(partial(run, points(n, 10, 64)), args.repeats) for n in sizes]
-        over_d = [best(partial(run, points(1000, 10, d)), args.repeats) for d in widths]
-        n_slope = np.polyfit(np.log(sizes), np.log(over_n), 1)[0]
-        d_slope = np.polyfit(np.log(widths), np.log(over_d), 1)[0]
-        print(f"| {name} | n^{n_slope:.1f} | d^{d_slope:.1f} |")
+    """Fit the exponents of time over n, d, k and the number of points asked for."""
+    base, few = points(4000, 10, 64), points(1000, 10, 256)
+    print("\n| estimator | over n | over d | over k | over the batch |")
+    print("|---|---|---|---|---|")
+    for name, make in GROWTH.items():
+        model = make(40).fit(base)
+        runs = (
+            ("n", (1000, 2000, 4000), lambda n, make=make: make(40).fit_predict(base[:n])),
+            ("d", (64, 128, 256), lambda d, make=make: make(40).fit_predict(few[:, :d])),
+            ("k", (20, 40, 80), lambda k, make=make: make(k).fit_predict(base[:2000])),
+            ("m", (500, 1000, 2000), lambda m, model=model: model.predict(base[:m] + 0.01)),
+        )
+        cells = [f"{x}^{exponent(sizes, run, args.repeats)}" for x, sizes, run in runs]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 def memory(args):
-    """Peak memory of fit and predict on many rows, against the rows themselves."""
-    n, d = args.memory_n, 768
+    """Peak memory of fit and predict on many rows, each size in a process of its own."""
+    print(
+        "| rows x columns | float32, GiB | peak before, after fit, after predict, GiB | seconds |"
+    )
+    print("|---|---|---|---|", flush=True)
+    grown = []
+    for n in args.memory_n:
+        run = [sys.executable, __file__, "--memory-one", str(n)]
+        queries = ["--memory-queries", str(args.memory_queries)]
+        done = subprocess.run([*run, *queries], check=True, capture_output=True, text=True)
+        row, kibibytes = done.stdout.strip().split("\n")
+        print(row, flush=True)
+        grown.append(float(kibibytes))
+    if len(grown) > 1:
+        slope = np.polyfit(np.log(args.memory_n), np.log(grown), 1)[0]
+        print(f"\nPeak memory beyond the rows themselves grows as n^{slope:.2f}.")
+
+
+def memory_one(n, queries):
+    """Print the row of one size, and by how much the peak grew."""
+    d = 768
     rng = np.random.default_rng(0)
     axes = rng.standard_normal((20, d), dtype=np.float32)
     x = np.empty((n, d), dtype=np.float32)
@@ -121,16 +152,12 @@ def memory(args):
     model = MLE(20).fit(x)
     fitted, fit_peak = time.perf_counter() - start, peak()
     start = time.perf_counter()
-    model.predict(x[: args.memory_queries])
-    predicted = time.perf_counter() - start
-    size = x.nbytes / 2**30
-    print(
-        "| rows x columns | float32, GiB | peak before, after fit, after predict, GiB | seconds |"
-    )
-    print("|---|---|---|---|")
-    peaks = f"{before:.2f}, {fit_peak:.2f}, {peak():.2f}"
-    print(f"| {n:,} x {d} | {size:.2f} | {peaks} | fit {fitted:.1f}, ", end="")
-    print(f"predict at {args.memory_queries:,} points {predicted:.1f} |")
+    model.predict(x[:queries])
+    predicted, last = time.perf_counter() - start, peak()
+    peaks = f"{before:.2f}, {fit_peak:.2f}, {last:.2f}"
+    print(f"| {n:,} x {d} | {x.nbytes / 2**30:.2f} | {peaks} | fit {fitted:.1f}, ", end="")
+    print(f"predict at {queries:,} points {predicted:.1f} |")
+    print(last - before)
 
 
 def peak():
@@ -145,11 +172,16 @@ def main():
     )
     parser.add_argument("--repeats", type=int, default=3, help="runs, of which the shortest counts")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
-    parser.add_argument("--memory-n", type=int, default=100_000, help="rows for --memory")
-    parser.add_argument("--memory-queries", type=int, default=2000, help="points for --memory")
+    parser.add_argument(
+        "--memory-n", type=int, nargs="+", default=[50_000, 100_000, 200_000], help="its rows"
+    )
+    parser.add_argument("--memory-queries", type=int, default=300, help="its points")
+    parser.add_argument("--memory-one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if args.memory_one:
+        return memory_one(args.memory_one, args.memory_queries)
     if args.memory:
         return memory(args)
     compare(args)

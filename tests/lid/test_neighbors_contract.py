@@ -220,6 +220,17 @@ def test_pipeline_and_global_dimension(make, rng):
     assert 0 < pipeline[-1].dimension_ < 6
 
 
+@pytest.mark.parametrize("make", EVERYWHERE)
+@pytest.mark.filterwarnings("ignore:sigma 0.3 is below", "ignore:9 neighbours do not span")
+def test_pipeline_that_hands_over_frames(make, rng):
+    pytest.importorskip("pandas", reason="set_output(transform='pandas') needs it")
+    x = plane(rng, 90, 2, 5)
+    want = make_pipeline(StandardScaler(with_std=False), make()).fit(x).predict(x[:3])
+    frames = make_pipeline(StandardScaler(with_std=False), make()).set_output(transform="pandas")
+    np.testing.assert_array_equal(frames.fit(x).predict(x[:3]), want)
+    assert list(frames[-1].feature_names_in_) == [f"x{i}" for i in range(5)]
+
+
 @pytest.mark.parametrize(
     "model",
     [MOM(), TLE(), CorrInt(), ESS(20), ESS(20, version="b")],

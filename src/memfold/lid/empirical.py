@@ -45,6 +45,11 @@ class EmpiricalLID(NeighborsLID):
             `numpy.random.RandomState`, or None for fresh noise at each fit.
         neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
+
+    >>> import numpy as np
+    >>> x = np.random.default_rng(0).uniform(size=(2000, 2)) @ np.eye(2, 9)
+    >>> round(EmpiricalLID(0.05, random_state=0).fit(x).predict(x.mean(0)[None])[0])
+    2
     """
 
     def __init__(
