@@ -26,6 +26,7 @@ import importlib.metadata
 import inspect
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -237,9 +238,7 @@ class Run:
     def table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         """Write a table as NAME.md and NAME.csv, and print it."""
         cells = [[f"{c:.3g}" if isinstance(c, float) else str(c) for c in row] for row in rows]
-        lines = [
-            "| " + " | ".join(row) + " |" for row in ([*header], ["---"] * len(header), *cells)
-        ]
+        lines = [row_of(row) for row in (header, ["---"] * len(header), *cells)]
         text = "\n".join(lines) + "\n"
         (self.out / f"{name}.md").write_text(text, encoding="utf-8")
         with (self.out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -294,6 +293,11 @@ def _content(value: Any) -> list[bytes]:
     raise TypeError(f"a step's settings are plain values, arrays or modules, not {type(value)}")
 
 
+def row_of(cells: Sequence[str]) -> str:
+    """Write a row of a Markdown table; a bar within a cell is no border."""
+    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |"
+
+
 def claims_table(facts: Sequence[dict[str, Any]]) -> str:
     """Write claims as a Markdown table."""
     lines = [
@@ -302,11 +306,10 @@ def claims_table(facts: Sequence[dict[str, Any]]) -> str:
     ]
     for c in facts:
         source = f" ({c['source']})" if c["source"] else ""
-        outcome = f"**{c['outcome']}**" + (f": {c['reason']}" if c["reason"] else "")
+        why = f": {c['reason']}" if c["reason"] and c["outcome"] != "holds" else ""
         value = f"{c['value']:.3g} [{c['low']:.3g}, {c['high']:.3g}]"
-        lines.append(
-            f"| {c['text']}{source} | {c['statistic']} | {value} | {c['demand']} | {outcome} |"
-        )
+        outcome = f"**{c['outcome']}**{why}"
+        lines.append(row_of([c["text"] + source, c["statistic"], value, c["demand"], outcome]))
     return "\n".join(lines) + "\n"
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 
-from experiments.kit import Run, difference, interval, proportion
+from experiments.kit import Run, claims_table, difference, interval, proportion
 from experiments.publish import publish
 
 
@@ -132,3 +134,14 @@ def test_only_full_runs_are_published(tmp_path):
     assert names == {"claims.json", "claims.md", "run.json", "t.md", "f.png"}
     assert json.loads((target / "run.json").read_text())["seed"] == 0
     assert "1.23" in (target / "t.md").read_text()
+
+
+def test_a_bar_in_a_cell_is_no_border_and_a_reason_is_for_what_does_not_hold(tmp_path):
+    run = Run("x", tmp_path)
+    run.claim("LID(x | c) \\| |e|", "s", (1.0, 0.5, 2.0), above=0.0, reason="never shown")
+    run.claim("a", "s", (1.0, 0.5, 2.0), below=0.0, reason="shown")
+    text = claims_table([asdict(c) for c in run.claims])
+    rows = [re.split(r"(?<!\\)\|", line) for line in text.splitlines()]
+    assert {len(row) for row in rows} == {5 + 2}
+    assert "never shown" not in text
+    assert "**fails**: shown" in text
