@@ -33,7 +33,8 @@ import torch
 from experiments.images.data import REPEATED, SINGLE, Images
 from experiments.images.label import limits, nearness
 from experiments.images.measure import data_lid
-from experiments.images.run import decoder_subjects, diffusion_subjects, report, sigma_of
+from experiments.images.report import report
+from experiments.images.run import decoder_subjects, diffusion_subjects, sigma_of
 from experiments.kit import Run
 from memfold.datasets.images import load_images
 from memfold.decoders.base import Decoder, FunctionDecoder

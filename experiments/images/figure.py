@@ -89,7 +89,8 @@ def histograms(made: list[Subjects], names: dict[str, str]) -> Figure:
     fig, axes = plt.subplots(2, 3, figsize=(11, 6), layout="constrained")
     for ax, (s, name) in zip(axes.flat, panels, strict=False):
         lid = s.theta[name]
-        edges = np.linspace(np.nanmin(lid), np.nanquantile(lid, 0.995), 31)
+        low = np.nanmin(lid)
+        edges = np.linspace(low, max(np.nanquantile(lid, 0.995), low + 1), 31)
         for value in (NOT, RECONSTRUCTED, EXACT):
             part = lid[(s.label == value) & np.isfinite(lid)]
             share = np.full(len(part), 1 / max(1, len(part)))

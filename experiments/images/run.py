@@ -18,11 +18,9 @@ import numpy as np
 import torch
 
 import memfold
-from experiments.images import claims
 from experiments.images.data import DEMO, GAN, Images, load_demo
-from experiments.images.figure import histograms, regions
 from experiments.images.gan import as_gan, load
-from experiments.images.label import NOT, VIEWS, Nearness, label, limits, nearness
+from experiments.images.label import NOT, Nearness, label, limits, nearness
 from experiments.images.measure import (
     bundle_lid,
     complexity,
@@ -34,11 +32,12 @@ from experiments.images.measure import (
     scale,
     source,
 )
+from experiments.images.report import report
 from experiments.images.subjects import Side, Subjects, verdict
 from experiments.kit import Run, main
 from memfold.decoders.base import Decoder
 
-FULL = {"gan": 3000, "ddpm": 2000, "reference": 600, "projected": 40, "bundle": 75, "curve": 128}
+FULL = {"gan": 3000, "ddpm": 2000, "reference": 600, "projected": 40, "bundle": 48, "curve": 128}
 QUICK = {"gan": 400, "ddpm": 400, "reference": 300, "projected": 20, "bundle": 18, "curve": 48}
 N_STEPS = 18  # of the diffusion model's sampler, two passes each
 
@@ -149,47 +148,6 @@ def spread_over(labels: np.ndarray, n: int, generator: torch.Generator) -> np.nd
         order = torch.randperm(len(rows), generator=generator).numpy()
         chosen.append(rows[order[: n // len(np.unique(labels))]])
     return np.sort(np.concatenate(chosen))
-
-
-def report(run: Run, images: Images, made: list[Subjects], limit: np.ndarray, sigma: float) -> None:
-    """State the claims, write the tables and draw the figures."""
-    for s in made:
-        claims.low_lid(run, s)
-    for s in made:
-        claims.both_kinds(run, s)
-    corrected = [
-        [
-            s.model,
-            claims.ESTIMATORS[name],
-            *map(claims.cell, claims.complexity(run, s, name).values()),
-        ]
-        for s in made
-        for name in s.theta
-        if name in ("soft", "dsm")
-    ]
-    facts = [[f"limit of view {v}", f"{x:.3f}"] for v, x in zip(VIEWS, limit, strict=True)]
-    facts += [
-        ["unseen real images that fix them", str(len(images.fresh))],
-        ["sigma", f"{sigma:.3f}"],
-    ]
-    facts += [[f"reference of the verdict, {s.model}", str(s.reference)] for s in made]
-    facts += [
-        [f"{s.model}, root mean square error at held-out images, median", f"{s.misses:.2f}"]
-        for s in made
-        if s.misses is not None
-    ]
-    run.table("setting", ["what", "value"], facts)
-    run.table("labels", ["model", "label", "of images seen once", "of repeated ones", "of rare ones"],
-              [row for s in made for row in claims.label_rows(s)])  # fmt: skip
-    run.table("lid", ["model", "estimate, mean", "exactly", "reconstructively", "not memorized"],
-              [row for s in made for row in claims.lid_rows(s)])  # fmt: skip
-    run.table("verdicts", ["model", "known from labels and data", *claims.KINDS],
-              [row for s in made for row in claims.verdict_rows(s)])  # fmt: skip
-    run.table("complexity", ["model", "estimate", "LID_θ with PNG size, not memorized",
-              "memorized with LID_θ", "with LID_θ / PNG size", "given PNG size",
-              "given the verdict's covariates", "fall by PNG size", "fall by covariates"], corrected)  # fmt: skip
-    run.figure("regions", regions(made, images.train))
-    run.figure("histograms", histograms(made, claims.ESTIMATORS))
 
 
 def _subjects(
