@@ -302,6 +302,17 @@ def test_twonn_whatever_was_asked_before(rng):
     np.testing.assert_array_equal(surveyed.fit_predict(x), whole)
 
 
+@pytest.mark.parametrize("fraction", [0.5, 0.9, 1.0])
+def test_twonn_fit(cloud, fraction):
+    # The published fit by least squares; at the last ratio of all, -log(1 - F) is infinite.
+    x, _ = cloud
+    ordered = np.sort(np.linalg.norm(x[:, None] - x, axis=2), axis=1)
+    log_mu = np.sort(np.log(ordered[:, 2] / ordered[:, 1]))[: min(59, int(60 * fraction))]
+    tail = -np.log(1 - np.arange(1, len(log_mu) + 1) / 60)
+    want = np.linalg.lstsq(log_mu[:, None], tail)[0][0]
+    assert TwoNN(fraction=fraction).fit(x).dimension_ == pytest.approx(want, rel=1e-10)
+
+
 def test_mom_formula(cloud):
     _, r = neighbors_of(*cloud, 15)
     m = np.mean(r / r[-1])

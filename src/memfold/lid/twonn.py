@@ -26,8 +26,8 @@ class TwoNN(NeighborsLID):
     neighbours are mutual), which widens the error by 20 % at d = 1, 2 and 5 (simulated): the 1.2.
 
     `dimension_` is the paper's fit (eq. 7): the slope through the origin of -log(1 - F(mu))
-    against log mu, over the lowest `fraction` of the places' ratios. LID is 0 at point masses, by
-    the rule of the base class.
+    against log mu, F = i / n at the i-th smallest of n, over the lowest `fraction` of them. LID is
+    0 at point masses, by the rule of the base class.
 
     Args:
         n_neighbors: number of nearest places whose ratios are pooled, at least 2.
@@ -91,11 +91,11 @@ class TwoNN(NeighborsLID):
         if bool(self._survey().all() if self._lid is None else (self._lid == 0).all()):
             return 0.0
         n = len(self._places)
-        kept = max(1, int(self.fraction * n))
+        kept = max(1, min(n - 1, int(self.fraction * n)))  # at n itself F is 1
         log_mu = self._log_ratio.sort().values[:kept]  # type: ignore[union-attr]
         rank = torch.arange(1, kept + 1, dtype=torch.float64, device=log_mu.device)
         square = float(log_mu.square().sum())
-        slope = -float((log_mu * torch.log1p(-rank / (n + 1))).sum())
+        slope = -float((log_mu * torch.log1p(-rank / n)).sum())
         return slope / square if square > 0 else float(self.n_features_in_)
 
 
