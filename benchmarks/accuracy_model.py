@@ -7,8 +7,9 @@
 dimensions, turned at random, off the origin, in 1,000. `trained` trains small networks (DDPM) on
 manifolds, three seeds each, and asks every estimator about the same network at points that were
 held out. One scale is chosen for all estimators, at the plateau of the mean curve of the denoising
-loss over the default grid, which knows no truth. The output is Markdown; the score of every point
-goes to --scores, and trained networks are kept in --cache.
+loss over the default grid, which knows no truth; two more rows give FLIPD the knee and the plateau
+of each point's own curve. The output is Markdown; the score of every point goes to --scores, and
+trained networks are kept in --cache.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from memfold.lid.jacobian_rank import jacobian_rank
 from memfold.lid.normal_bundle import normal_bundle
 from memfold.lid.scale import knee, lid_curve, plateau
 from memfold.lid.spectral import spectral_lid
-from memfold.types import Curve
+from memfold.types import Curve, Estimate
 
 FLIPD = "FLIPD at x (as published)"
 
@@ -51,6 +52,18 @@ def estimators(d):
         "Jacobian rank": call(jacobian_rank),
         "normal bundle": call(normal_bundle),
     }
+
+
+def own_scale(rule):
+    """FLIPD at x with each point at the scale that `rule` finds on the point's own FLIPD curve."""
+
+    def run(model, x, sigma, g):
+        curve = lid_curve(model, x, estimator="flipd", at="x", trace="exact", generator=g)
+        index = rule(curve)[:, None]
+        lid, stderr = (t.gather(1, index)[:, 0] for t in (curve.lid, curve.stderr))
+        return Estimate(lid, stderr, sigma, "FLIPD at x")
+
+    return run
 
 
 def generator(seed=0):
@@ -164,7 +177,7 @@ def network(cache, name, x, steps, seed):
 
 
 def trained(args):
-    held = args.points * 4
+    held = args.points * 8
     table, seconds, rows, choices = {}, [], [], []
     for seed in range(args.seeds):
         for name, (x, lid) in worlds(20_000, generator(100 + seed)).items():
@@ -173,7 +186,9 @@ def trained(args):
             y, truth = x[:held], lid[:held].numpy()
             sigma, bend = choose_sigma(model, y)
             choices.append((name, seed, sigma, bend))
-            for label, estimate in estimators(x.shape[1]).items():
+            others = {f"{FLIPD}, own knee": own_scale(knee)}
+            others[f"{FLIPD}, own plateau"] = own_scale(plateau)
+            for label, estimate in (estimators(x.shape[1]) | others).items():
                 result = estimate(model, y, sigma, generator(1))
                 table.setdefault(name, {}).setdefault(label, []).append((result.lid, truth))
                 rows += [
@@ -219,7 +234,9 @@ def write(path, part, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["exact", "trained"])
-    parser.add_argument("--points", type=int, default=6, help="points a component; 4 times for all")
+    parser.add_argument(
+        "--points", type=int, default=6, help="points a component; 8 times a network"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="networks a manifold")
     parser.add_argument("--steps", type=int, default=3000, help="training steps")
     parser.add_argument("--scores", default="out/accuracy-model", help="folder of scores")
