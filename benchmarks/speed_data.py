@@ -4,7 +4,8 @@
     python benchmarks/speed_data.py --memory
 
 PEERS is an environment with scikit-dimension and, if wanted, DADApy and fastwonn. Both sides run on one thread;
-the shortest of some runs counts. The peers' LPCA and ESS are timed at some points and scaled to
+processor time is measured, which other work on the machine disturbs least, and the shortest of some
+runs counts. The peers' LPCA and ESS are timed at some points and scaled to
 all. The output is Markdown.
 """
 
@@ -54,9 +55,9 @@ def points(n, dim, ambient):
 def best(function, repeats):
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
@@ -122,7 +123,7 @@ def growth(args):
 def memory(args):
     """Peak memory of fit and predict on many rows, each size in a process of its own."""
     print(
-        "| rows x columns | float32, GiB | peak before, after fit, after predict, GiB | seconds |"
+        "| rows x columns | float32, GiB | peak before, after fit, after predict, GiB | processor seconds |"
     )
     print("|---|---|---|---|", flush=True)
     grown = []
@@ -148,12 +149,12 @@ def memory_one(n, queries):
         rows = x[start : start + 10_000]
         rows[:] = rng.standard_normal((len(rows), 20), dtype=np.float32) @ axes
     before = peak()
-    start = time.perf_counter()
+    start = time.process_time()
     model = MLE(20).fit(x)
-    fitted, fit_peak = time.perf_counter() - start, peak()
-    start = time.perf_counter()
+    fitted, fit_peak = time.process_time() - start, peak()
+    start = time.process_time()
     model.predict(x[:queries])
-    predicted, last = time.perf_counter() - start, peak()
+    predicted, last = time.process_time() - start, peak()
     peaks = f"{before:.2f}, {fit_peak:.2f}, {last:.2f}"
     print(f"| {n:,} x {d} | {x.nbytes / 2**30:.2f} | {peaks} | fit {fitted:.1f}, ", end="")
     print(f"predict at {queries:,} points {predicted:.1f} |")
@@ -170,7 +171,7 @@ def main():
     parser.add_argument(
         "--points", type=int, default=80, help="points that slow peers are timed at"
     )
-    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the shortest counts")
+    parser.add_argument("--repeats", type=int, default=5, help="runs, of which the shortest counts")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument(
         "--memory-n", type=int, nargs="+", default=[50_000, 100_000, 200_000], help="its rows"
