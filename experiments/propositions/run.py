@@ -84,7 +84,7 @@ def check_conditioning(run: Run) -> None:
     """(b) LID(x | c) <= LID(x)."""
     law = run.arrays("exact-conditioning", exact.conditioning, seed=run.seed, n=20, points=8)
     gap, where = law["without"] - law["with"], "Section 4, conditioning"
-    run.claim("A class takes freedom away: exact law", "LID(x) − LID(x \\| c), mean over classes",
+    run.claim("A class takes freedom away: exact law", "LID(x) − LID(x | c), mean over classes",
               interval(gap), above=0, source=where)  # fmt: skip
     memorized, ordinary = run.pick(quick=(6, 9), full=(36, 48))
     texts, known = prompts.choose(memorized, ordinary, run.seed)
@@ -104,11 +104,11 @@ def _conditioning_claims(run: Run, made: Any, known: np.ndarray, where: str) -> 
         gap = (made[f"{estimator}_without"] - made[f"{estimator}_with"])[:, middle]
         for own, text in ((known, "memorized"), (~known, "ordinary")):
             run.claim(f"A prompt takes freedom away: {text} prompts",
-                      f"LID(x) − LID(x \\| c), {name}, mean over prompts",
+                      f"LID(x) − LID(x | c), {name}, mean over prompts",
                       interval(gap[own]), above=0, source=where,
                       reason="" if text == "memorized" or estimator == "loss" else WHY_FLIPD)  # fmt: skip
         negative = int((gap < 0).sum())
-        run.claim("It never adds any", f"share of prompts with LID(x) < LID(x \\| c), {name}",
+        run.claim("It never adds any", f"share of prompts with LID(x) < LID(x | c), {name}",
                   proportion(negative, len(gap)), below=0.05, source=where,
                   reason=WHY_LOSS if estimator == "loss" else WHY_FLIPD)  # fmt: skip
 
@@ -123,7 +123,7 @@ def _conditioning_table(run: Run, law: Any, made: Any, known: np.ndarray) -> Non
             for kind, own in (("memorized", known), ("ordinary", ~known)):
                 pair = (made[f"{estimator}_{side}"][own, i] for side in ("without", "with"))
                 rows.append(_pair(f"pipeline, {kind}", name, sigma, *pair))
-    header = ["model, conditions", "estimate", "σ", "LID(x)", "LID(x \\| c)", "difference", "negative"]  # fmt: skip
+    header = ["model, conditions", "estimate", "σ", "LID(x)", "LID(x | c)", "difference", "negative"]  # fmt: skip
     run.table("conditioning", header, rows)
 
 
