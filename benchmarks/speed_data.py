@@ -3,15 +3,17 @@
     OMP_NUM_THREADS=1 python benchmarks/speed_data.py --peer-python PEERS/bin/python
     python benchmarks/speed_data.py --memory
 
-PEERS is an environment with scikit-dimension and, if wanted, DADApy and fastwonn. Both sides run on one thread;
-processor time is measured, which other work on the machine disturbs least, and the shortest of some
-runs counts. The peers' LPCA and ESS are timed at some points and scaled to
-all. The output is Markdown.
+PEERS is an environment with scikit-dimension and, if wanted, DADApy and fastwonn. Both sides run on
+one thread; processor time is measured, which other work on the machine disturbs least, and the
+shortest of some runs counts. The peers' LPCA and ESS are timed at some points and scaled to all. The
+output is Markdown.
 """
 
 import argparse
+import cProfile
 import json
 import os
+import pstats
 import resource
 import subprocess
 import sys
@@ -120,6 +122,36 @@ def growth(args):
         print(f"| {name} | {' | '.join(cells)} |")
 
 
+def shares():
+    """Print what share of each estimator's time its parts take, by a profile."""
+    x = points(2000, 20, 784)
+    print("\n| 2,000 x 784, k = 100 | " + " | ".join(STAGES) + " | the rest |")
+    print("|---" * (len(STAGES) + 2) + "|")
+    for name, make in GROWTH.items():
+        profiler = cProfile.Profile(time.process_time)
+        profiler.runcall(make(100).fit_predict, x)
+        found = pstats.Stats(profiler).stats
+        total = sum(own for _, _, own, _, _ in found.values())
+        times = [
+            sum(row[3] for key, row in found.items() if is_in(key)) for is_in in STAGES.values()
+        ]
+        cells = [f"{100 * t / total:.0f} %" for t in [*times, total - sum(times)]]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def function(name, file=""):
+    return lambda key: key[2] == name and key[0].endswith(file)
+
+
+STAGES = {
+    "candidates": function("candidates", "_screens.py"),
+    "exact distances": function("_exact", "neighbors.py"),
+    "products of all places": function("__init__", "gram.py"),
+    "gathering products": function("gather", "gram.py"),
+    "eigenvalues": function("<built-in method torch._C._linalg.linalg_eigvalsh>"),
+}
+
+
 def memory(args):
     """Peak memory of fit and predict on many rows, each size in a process of its own."""
     print(
@@ -171,7 +203,7 @@ def main():
     parser.add_argument(
         "--points", type=int, default=80, help="points that slow peers are timed at"
     )
-    parser.add_argument("--repeats", type=int, default=5, help="runs, of which the shortest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs, of which the shortest counts")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead")
     parser.add_argument(
         "--memory-n", type=int, nargs="+", default=[50_000, 100_000, 200_000], help="its rows"
@@ -187,6 +219,7 @@ def main():
         return memory(args)
     compare(args)
     growth(args)
+    shares()
     return None
 
 
