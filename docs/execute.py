@@ -38,4 +38,5 @@ def shell(command: str, code: int = 0) -> str:
     if done.returncode != code:
         raise RuntimeError(f"{command}\nended with {done.returncode}: {done.stderr[-2000:]}")
     errors = re.findall(r"^memfold: .*$", done.stderr, re.MULTILINE)
-    return "\n".join([f"$ {command}", done.stdout.strip("\n"), *errors]).strip("\n")
+    shown = [f"$ {command}", done.stdout.strip("\n"), *errors]
+    return "\n".join(part for part in shown if part)
