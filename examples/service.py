@@ -1,6 +1,6 @@
-"""A small web service that does not hand out what its model knows by heart.
+r"""A small web service that does not hand out what its model knows by heart.
 
-    memfold calibrate assets/text_to_image/model --prompts assets/text_to_image/ordinary.txt \\
+    memfold calibrate assets/text_to_image/model --prompts assets/text_to_image/ordinary.txt \
       --steps 20 --guidance-scale 3 --out out/band.json
     python examples/service.py assets/text_to_image/model out/band.json --guidance-scale 3
 
