@@ -4,7 +4,7 @@ A garment stands on a background whose rows are all alike, so that every pixel t
 picture's top row is the garment's. Verbatim captions fix both; template captions fix the garment
 alone; controls fix neither. For each caption the map diag J_0 - diag J_c, summed over channels and
 averaged over four seeds, is averaged inside the garment's silhouette and outside it (latent places
-weighed by the share that is inside). About three minutes on one core::
+weighed by the share that is inside)::
 
     python -m experiments.text_to_image.where --out out/where
 """
