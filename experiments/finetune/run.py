@@ -1,7 +1,7 @@
 """Find the private images that a LoRA memorized, without its training set: LID_base - LID_theta.
 
-Not in the paper, which names the base model's LID as no more than a thought: a LoRA is trained on 20
-private images of a population on which the base was trained too, until it draws them. Of 200 images
+Not in the paper: a LoRA is trained on 20 private images of a population on which the base was trained
+too, until it begins to draw them. Of 200 images
 and captions of that population the 20 are to be found. LID_base(x | c) - LID_theta(x | c), the degrees
 of freedom that the fine-tune took away, is compared with LID_theta(x | c) alone, as the fine-tune goes
 on; at the images, and at what the fine-tune draws where only captions are known.
