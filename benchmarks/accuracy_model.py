@@ -5,7 +5,7 @@
 
 `exact` takes the closed-form denoiser of a mixture of Gaussians on affine subspaces of 2 to 200
 dimensions, turned at random, off the origin, in 1,000. `trained` trains small networks (DDPM) on
-manifolds, three seeds each, and asks every estimator about the same network at points that were
+manifolds, two seeds each, and asks every estimator about the same network at points that were
 held out. One scale is chosen for all estimators, at the plateau of the mean curve of the denoising
 loss over the default grid, which knows no truth; two more rows give FLIPD the knee and the plateau
 of each point's own curve. The output is Markdown; the score of every point goes to --scores, and
@@ -177,7 +177,7 @@ def network(cache, name, x, steps, seed):
 
 
 def trained(args):
-    held = args.points * 8
+    held = args.points * 4
     table, seconds, rows, choices = {}, [], [], []
     for seed in range(args.seeds):
         for name, (x, lid) in worlds(20_000, generator(100 + seed)).items():
@@ -235,9 +235,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["exact", "trained"])
     parser.add_argument(
-        "--points", type=int, default=6, help="points a component; 8 times a network"
+        "--points", type=int, default=6, help="points a component; 4 times a network"
     )
-    parser.add_argument("--seeds", type=int, default=3, help="networks a manifold")
+    parser.add_argument("--seeds", type=int, default=2, help="networks a manifold")
     parser.add_argument("--steps", type=int, default=3000, help="training steps")
     parser.add_argument("--scores", default="out/accuracy-model", help="folder of scores")
     parser.add_argument("--cache", default="out/accuracy-model/networks", help="folder of networks")
