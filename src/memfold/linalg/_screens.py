@@ -51,7 +51,7 @@ class Product:
         parts = [part.sum(0, dtype=torch.float64) for part in split(reference)]
         self.center = torch.stack(parts).sum(0) / len(reference)
         both = (reference,) if queries is reference else (queries, reference)
-        ends = [float(end) for t in both if len(t) for end in t.aminmax()]
+        ends = [float(e) for t in both for part in split(t) if len(part) for e in part.aminmax()]
         far = 2 * max(map(abs, ends))
         self.scale = 2.0 ** min(1000, max(-1000, -math.ceil(math.log2(far)))) if far else 1.0
         self.center = (self.center * self.scale).to(
