@@ -1,4 +1,4 @@
-"""`memfold reproduce all --quick`, as a user runs it: every experiment ends and states its claims."""
+"""`memfold reproduce all --quick`, as a user runs it: all experiments end and state their claims."""
 
 from __future__ import annotations
 
