@@ -1,4 +1,4 @@
-"""`memfold reproduce all --quick`, as a user runs it: all experiments end and state their claims."""
+"""`memfold reproduce all --quick` as a user runs it: all experiments end and state their claims."""
 
 from __future__ import annotations
 
