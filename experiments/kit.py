@@ -43,6 +43,7 @@ from memfold.memorization.evaluate import Share
 from memfold.types import InputError
 
 RESAMPLES = 2000
+SECONDS = "__seconds__"  # of a step, beside its arrays
 VERSIONS = ("memfold", "torch", "numpy", "diffusers")
 
 
@@ -171,18 +172,21 @@ class Run:
         path = self.out / "steps" / f"{name}-{self._digest(compute, settings)}.npz"
         if path.exists() and not self.overwrite:
             with np.load(path) as kept:
-                return dict(kept)
+                found = dict(kept)
+            self._spent(name, float(found.pop(SECONDS, 0.0)))
+            return found
         tqdm.write(f"{self.name}: {name} ...")
         start = time.monotonic()
         made = compute(**settings)
         arrays = {k: v.numpy(force=True) if torch.is_tensor(v) else np.asarray(v) for k, v in made.items()}  # fmt: skip
         if bad := [k for k, v in arrays.items() if v.dtype == object]:
             raise TypeError(f"step {name}: {bad} are no plain arrays")
+        seconds = time.monotonic() - start
         part = path.with_suffix(".part.npz")
-        np.savez_compressed(part, **arrays)
+        np.savez_compressed(part, **arrays, **{SECONDS: seconds})
         part.replace(path)
-        self.seconds[name] = time.monotonic() - start
-        tqdm.write(f"{self.name}: {name} took {self.seconds[name]:.1f} s")
+        self._spent(name, seconds)
+        tqdm.write(f"{self.name}: {name} took {seconds:.1f} s")
         return arrays
 
     def module(
@@ -264,6 +268,10 @@ class Run:
                 "steps": self.seconds, "versions": versions}  # fmt: skip
         (self.out / "run.json").write_text(json.dumps(made, indent=1), encoding="utf-8")
         print("\n".join(str(claim) for claim in self.claims))
+
+    def _spent(self, name: str, seconds: float) -> None:
+        """Add what a step took when it was computed, be it in an earlier run."""
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def _digest(self, compute: Callable, settings: dict[str, Any]) -> str:
         source = getattr(compute, "source", None) or inspect.getsource(compute)

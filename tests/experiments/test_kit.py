@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import asdict
 
 import numpy as np
@@ -54,6 +55,18 @@ def test_a_step_is_computed_once_and_again_when_its_settings_change(tmp_path):
     steps(torch.ones(2), quick=True)
     steps(torch.ones(2), overwrite=True)
     assert len(calls) == 5
+
+
+def test_a_cached_step_keeps_the_seconds_that_it_took(tmp_path):
+    def compute(k):
+        time.sleep(0.05)
+        return {"x": np.array([k])}
+
+    first, again = Run("x", tmp_path), Run("x", tmp_path)
+    for run in (first, again):
+        assert [run.arrays("step", compute, k=k)["x"].tolist() for k in (1, 2)] == [[1], [2]]
+    assert first.seconds["step"] >= 0.1  # both calls
+    assert again.seconds == pytest.approx(first.seconds)
 
 
 def test_a_step_that_is_cut_short_leaves_nothing_behind(tmp_path):
