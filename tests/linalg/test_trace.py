@@ -189,7 +189,7 @@ def test_auto_takes_the_low_rank_route_where_it_may():
     result = run(a, runs=100, tol=1e-4)
     assert result.low_rank.all()
     torch.testing.assert_close(result.value, a.trace().expand(100), rtol=1e-4, atol=1e-4)
-    assert result.products.unique().tolist() == [20]  # rank 8: 16 probes, 4 for the look
+    assert result.products.unique().tolist() == [16]  # rank 8: 12 probes, 4 for the look
 
 
 @pytest.mark.parametrize("rank", [3, 6, 30])
@@ -200,6 +200,40 @@ def test_auto_keeps_its_tolerance(rank):
     # a lucky spread of few probes must not end it: no run is 4 tolerances off
     assert float((result.value - a.trace()).abs().max()) < 2.0
     assert abs(float((result.value - a.trace()).mean())) < 0.02
+
+
+@pytest.mark.parametrize(("rank", "tol"), [(200, 2.0), (200, 3.0), (50, 2.0)])
+def test_auto_stops_as_soon_as_the_mean_of_the_products_will_do(rank, tol):
+    d, runs = 1000, 200
+    q = rotation(d, rank, 2, torch.float32)
+    x = torch.randn(runs, d, generator=seeded(3))
+    result = trace(lambda v, rows: (v @ q) @ q.mT, x, tol=tol, max_probes=512, seed=5)
+    error, taken = result.value - rank, result.products.double()
+    assert float(result.stderr.max()) <= tol
+    # random signs: 2 (|A|_F^2 - |diag A|^2) / n, at a quarter of a doubling above what it takes
+    need = 2 * (rank - float((q**2).sum(1).square().sum())) / tol**2
+    assert need < float(taken.mean()) < 1.4 * need + 8
+    # stopping early biases by less than a tenth of the error that was asked for
+    assert abs(float(error.mean())) < 0.1 * tol + 3 * float(error.std()) / runs**0.5
+    covered = float((error.abs() < 2 * result.stderr).double().mean())
+    assert covered > 0.954 - 0.02 - 3 * (0.954 * 0.046 / runs) ** 0.5
+    stated = float(result.stderr.square().mean().sqrt())
+    assert float(error.square().mean().sqrt()) < 1.1 * stated * (1 + 3 / (2 * runs) ** 0.5)
+
+
+def test_auto_takes_the_smaller_error_where_it_may_take_no_more():
+    a = low_rank(300, 200)
+    x = torch.randn(100, 300, generator=seeded(7), dtype=torch.float64)
+
+    def run_with(**options):
+        return trace(lambda v, rows: v @ a, x, seed=11, **options)
+
+    auto = run_with(tol=0.01, max_probes=16, n_probes=16)
+    each = [run_with(method=m, n_probes=16) for m in ("xnystrace", "hutchinson")]
+    smaller = torch.minimum(each[0].stderr, each[1].stderr)
+    torch.testing.assert_close(auto.stderr, smaller)
+    torch.testing.assert_close(auto.low_rank, each[0].stderr <= each[1].stderr)
+    torch.testing.assert_close(auto.value, torch.where(auto.low_rank, each[0].value, each[1].value))
 
 
 def test_auto_stops_at_max_probes_with_an_honest_error():
@@ -226,6 +260,27 @@ def test_auto_decides_for_each_operator_of_a_batch():
         torch.testing.assert_close(one.value[0], result.value[i], rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(one.stderr[0], result.stderr[i], rtol=1e-6, atol=1e-6)
         assert one.products[0] == result.products[i]
+
+
+def test_auto_stops_each_operator_by_itself():
+    d = 300
+    bases = [rotation(d, k, k) for k in (6, 60, 120, 200, 290)]
+    x = torch.randn(len(bases), d, generator=seeded(), dtype=torch.float64)
+
+    def product(v, rows):
+        return torch.stack([(u @ bases[i]) @ bases[i].mT for u, i in zip(v, rows, strict=True)])
+
+    result = trace(product, x, tol=2.0, seed=1)
+    assert len(result.products.unique()) >= 3
+    assert result.low_rank.unique().tolist() == [False, True]
+    for i in range(len(bases)):
+        one = trace(
+            lambda v, rows, i=i: product(v, torch.full((1,), i)), x[i : i + 1], tol=2.0, seed=1
+        )
+        torch.testing.assert_close(one.value[0], result.value[i], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(one.stderr[0], result.stderr[i], rtol=1e-6, atol=1e-8)
+        assert one.products[0] == result.products[i]
+        assert one.low_rank[0] == result.low_rank[i]
 
 
 def test_products_are_counted():

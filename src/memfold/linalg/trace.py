@@ -20,7 +20,7 @@ from .nystrom import xnystrace
 
 METHODS = ("auto", "exact", "hutchinson", "hutch++", "xnystrace")
 _FIRST = 4  # probes of the first block, from which `auto` decides
-_ENOUGH = 16  # probes from which their spread is trusted; with fewer, `auto` stops at tol / 10
+_ENOUGH = 16  # probes from which their spread is trusted; with fewer, only XNysTrace at tol / 10
 _SMALL = 32  # dimensions up to which `auto` is exact
 
 
@@ -54,9 +54,9 @@ def trace(
     """Estimate the trace of one operator for each point of a batch.
 
     `auto` draws a few probes and looks whether the operator is symmetric and positive
-    semi-definite. Where it is, XNysTrace doubles its probes until its standard error is below
-    `tol`; where it is not, or a negative direction shows later, Hutchinson's estimator takes
-    `n_probes`.
+    semi-definite. Where it is, it adds probes until the standard error of XNysTrace, which is exact
+    beyond the rank, or that of Hutchinson's estimator from the same products is below `tol`; where
+    it is not, or a negative direction shows later, Hutchinson's estimator takes `n_probes`.
 
     Args:
         product: `(v, rows) -> A v` for the operators numbered `rows`; v has shape (r, *d). The
@@ -173,20 +173,19 @@ def _auto(
     while len(active):
         count = products.shape[1]
         spent[active] = count
-        new, error = xnystrace(probes, products)
-        value[active], stderr[active] = new, error
-        fine = new.isfinite()
-        low[active] = fine
-        on = fine & (error > (tol if count >= _ENOUGH else tol / 10))
-        if count >= limit or not on.any():
+        value[active], stderr[active], low[active], on = _choose(
+            probes, products, tol, last=count >= limit
+        )
+        if not on.any():
             break
         active, probes, products = active[on], probes[on], products[on]
-        if 2 * count >= d <= max_probes:  # as many products as dimensions give the trace itself
+        step = max(_FIRST, 2 ** (count.bit_length() - 3))  # a quarter of a doubling
+        if count + step >= d <= max_probes:  # as many products as dimensions give the trace itself
             value[active], stderr[active] = _exact(product, x[active], active), 0
             spent[active] += d
             break
         seed += 1
-        more = rademacher_like(x[active], min(count, limit - count), seed).flatten(2)
+        more = rademacher_like(x[active], min(step, limit - count), seed).flatten(2)
         probes = torch.cat([probes, more], 1)
         products = torch.cat([products, apply(product, more, x[active], rows[active])], 1)
     spent += _FIRST * looked
@@ -197,6 +196,38 @@ def _auto(
         value[late], stderr[late] = hutchinson(probes, products)
         spent[late] += probes.shape[1]
     return Trace(value, stderr, spent, low)
+
+
+def _choose(
+    probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"], tol: float, *, last: bool
+) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"], Bool[Tensor, " b"], Bool[Tensor, " b"]]:
+    """Take XNysTrace, or the mean of the same products where that alone is good enough.
+
+    Hutchinson's spread has to meet the tolerance with one standard error of the spread itself to
+    spare, since looking again and again would else stop at a spread that is small by chance.
+
+    Args:
+        probes: random signs w, shape (b, k, d).
+        products: A w, shape (b, k, d).
+        tol: the standard error wanted.
+        last: whether no more products are to be had, so that the smaller error decides.
+
+    Returns:
+        Value and standard error, NaN where A has negative eigenvalues; whether the value is
+        XNysTrace's; and whether more products are needed; each of shape (b,).
+    """
+    count = probes.shape[1]
+    value, error = xnystrace(probes, products)
+    fine, enough = value.isfinite(), count >= _ENOUGH
+    on = fine & (error > (tol if enough else tol / 10))
+    plain = torch.zeros_like(on)
+    if enough:
+        mean, spread = hutchinson(probes, products)
+        plain = on & (spread * (1 + (2 * count) ** -0.5) <= tol)
+        if last:
+            plain |= on & (spread < error)
+        value, error = torch.where(plain, mean, value), torch.where(plain, spread, error)
+    return value, error, fine & ~plain, on & ~plain & (not last)
 
 
 def _exact(product: Product, x: Tensor, rows: Tensor) -> Tensor:
