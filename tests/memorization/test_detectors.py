@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from memfold import TextToImage
-from memfold.audit.scoring import usable
+from memfold.audit.scoring import counted, usable
 from memfold.citations import CITATIONS
-from memfold.denoisers.base import FunctionDenoiser
+from memfold.denoisers.base import Conditioned, FunctionDenoiser
+from memfold.denoisers.guidance import Guided
+from memfold.lid.dsm import dsm_lid
+from memfold.lid.flipd import flipd
 from memfold.memorization.detectors import DETECTORS, curvature_map
-from memfold.memorization.detectors.base import NOISES, PROBES, SIGMA
-from memfold.memorization.detectors.denoising_loss import LOSS_NOISES
+from memfold.memorization.detectors.base import LOSS_NOISES, NOISES, PROBES, SIGMA
 from memfold.memorization.detectors.seeds import seed_dimension, tiled_distances
+from memfold.memorization.detectors.shell import shell
 from memfold.sampling.trajectory import generate_watched
 from memfold.types import InputError
 from tests.oracles import seeded
@@ -132,6 +135,48 @@ def test_guidance_is_not_a_smaller_manifold(exact):
     score = DETECTORS["flipd_guided"](exact, generator=seeded(7))
     spread = (2 * (40 + w**2 * 35) / (NOISES * PROBES)) ** 0.5
     assert (score + (40 - 35 * w)).abs().max() < 4 * spread
+
+
+@pytest.mark.parametrize("half", ["with", "without", "guided"])
+def test_the_shell_answers_as_the_estimators_do(generations, half):
+    generation, seed = generations["sd1 (eps)"], 12
+    cond = generation.uncond if half == "without" else generation.cond
+    model = Conditioned(generation.model.model, cond)
+    if half == "guided":
+        model = Guided(model, generation.guidance_scale, uncond=generation.uncond)
+    around = shell(generation, SIGMA, seeded(seed))
+    trace = flipd(
+        model, generation.x, SIGMA, n_noises=NOISES, trace="hutchinson", n_probes=PROBES,
+        generator=seeded(seed),
+    )  # fmt: skip
+    torch.testing.assert_close(around.trace(half), trace.lid, rtol=1e-4, atol=1e-3)
+    loss = dsm_lid(model, generation.x, SIGMA, n_noises=LOSS_NOISES, generator=seeded(seed))
+    torch.testing.assert_close(around.loss(half), loss.lid, rtol=1e-4, atol=1e-3)
+    diagonal = around.diagonal(half).flatten(1).sum(1)
+    torch.testing.assert_close(diagonal, trace.lid, rtol=1e-4, atol=1e-3)
+
+
+def test_what_detectors_share_is_computed_once_and_priced_in_full(generations):
+    generation = replace(generations["sd1 (eps)"])  # with nothing known yet
+    names = ["flipd_conditional", "freedom_taken", "flipd_guided", "curvature_difference"]
+    alone, paid, spent = {}, [], []
+    for name in names:
+        fresh = replace(generation)
+        with counted(fresh.model) as cost:
+            alone[name] = DETECTORS[name](fresh, generator=seeded(1))
+        spent.append((cost.passes, cost.products))
+    for name in names:
+        generation.memo.reused.clear()
+        with counted(generation.model) as cost:
+            score = DETECTORS[name](generation, generator=seeded(1))
+        torch.testing.assert_close(score, alone[name], rtol=0, atol=0)
+        known = [sum(getattr(p, k) for p in generation.memo.reused) for k in ("passes", "products")]
+        paid.append((cost.passes, cost.products))
+        assert abs(spent[len(paid) - 1][0] - cost.passes - known[0]) <= 2  # rows that size a chunk
+        assert spent[len(paid) - 1][1] == cost.products + known[1]
+    rows = len(generation.x) * NOISES
+    assert [p[1] for p in paid] == [rows * PROBES, rows * PROBES, 0, 0]
+    assert [p[0] for p in paid[2:]] == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["freedom_taken", "freedom_taken_loss"])

@@ -219,8 +219,13 @@ def score_prompt(
         columns[f"steps.{name}"] = values.tolist()
     for detector in detectors:
         generator = torch.Generator().manual_seed(text_seed(prompt, scoring.seed))
+        generation.memo.reused.clear()
         with counted(model) as cost:
             values = detector(generation, generator=generator)
+        for price in generation.memo.reused:  # what the detector would have paid alone
+            cost.seconds += price.seconds
+            cost.passes += price.passes
+            cost.products += price.products
         columns[f"score.{detector.name}"] = values.tolist()
         _put(columns, detector.name, cost, n)
     return columns, generation

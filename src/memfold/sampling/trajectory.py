@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
 
 from .attention import AttentionWatch
+from .memo import Memo
 from .monitor import Monitor
 from .steering import Change, conditioned, steered
 from .view import StepView
@@ -35,6 +36,7 @@ class Generation:
         x: final latents in VE coordinates, shape (b, *d).
         views: the steps; kept on the CPU.
         scores: the monitor's scores, name -> (b, steps).
+        memo: what detectors computed for these images and may share.
     """
 
     model: TextToImage
@@ -46,6 +48,7 @@ class Generation:
     x: Float[Tensor, "b *d"]
     views: tuple[StepView, ...]
     scores: dict[str, Float[Tensor, "b s"]]
+    memo: Memo = field(init=False, repr=False, compare=False, default_factory=Memo)
 
     @cached_property
     @torch.no_grad()

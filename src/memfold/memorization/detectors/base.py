@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -15,6 +14,7 @@ from memfold.types import InputError
 
 SIGMA = 0.3  # scale of the detectors at clean latents, in units of latents of variance 1
 PROBES, NOISES = 2, 4
+LOSS_NOISES = 8  # a forward pass each
 
 
 @runtime_checkable
@@ -79,13 +79,3 @@ class Detector:
 def column(generation: Generation, name: str, steps: int | None) -> Float[Tensor, " b"]:
     """Average one of the monitor's scores over the first steps; over all where None."""
     return generation.scores[name][:, :steps].mean(1)
-
-
-def keyed(generator: torch.Generator | None) -> Callable[[], torch.Generator]:
-    """Make generators that all start alike: common noises for two models."""
-    seed = (
-        torch.Generator().seed()
-        if generator is None
-        else int(torch.randint(2**62, (), generator=generator))
-    )
-    return lambda: torch.Generator().manual_seed(seed)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.linalg.jacobian import Jacobian
 from memfold.sampling.trajectory import Generation
-from memfold.tensors import base_seed, normal_like, rademacher_like
 
-from .base import NOISES, PROBES, SIGMA
+from .base import SIGMA
+from .shell import shell
 
 
 def curvature_map(
@@ -31,16 +28,8 @@ def curvature_map(
         A map in the shape of the latents: degrees of freedom that the prompt takes away at each
         number of the latent.
     """
-    model, x, seed = generation.model.model, generation.x, base_seed(generator)
-    noises, signs = normal_like(x, NOISES, seed), rademacher_like(x, NOISES * PROBES, seed + 1)
-    total = torch.zeros_like(x)
-    for i in range(NOISES):
-        y = x + sigma * noises[:, i]
-        for cond, sign in ((generation.uncond, 1.0), (generation.cond, -1.0)):
-            jacobian = Jacobian(partial(model, sigma=sigma, cond=cond), y, sigma)
-            for v in signs[:, i * PROBES : (i + 1) * PROBES].unbind(1):
-                total = total + sign * v * jacobian.vjp(v)
-    return total / (NOISES * PROBES)
+    around = shell(generation, sigma, generator)
+    return around.diagonal("without") - around.diagonal("with")
 
 
 def curvature_difference(

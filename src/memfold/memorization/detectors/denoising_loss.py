@@ -6,14 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.base import Conditioned
-from memfold.lid.dsm import dsm_lid
 from memfold.sampling.trajectory import Generation
 
 from .base import SIGMA
-from .flipd import guided
-
-LOSS_NOISES = 8
+from .shell import shell
 
 
 def loss_conditional(
@@ -29,8 +25,7 @@ def loss_conditional(
     Returns:
         One score an image, shape (b,): minus degrees of freedom.
     """
-    fixed = Conditioned(generation.model.model, generation.cond)
-    return -dsm_lid(fixed, generation.x, sigma, n_noises=LOSS_NOISES, generator=generator).lid
+    return -shell(generation, sigma, generator).loss("with")
 
 
 def loss_unconditional(
@@ -46,8 +41,7 @@ def loss_unconditional(
     Returns:
         One score an image, shape (b,).
     """
-    fixed = Conditioned(generation.model.model, generation.uncond)
-    return -dsm_lid(fixed, generation.x, sigma, n_noises=LOSS_NOISES, generator=generator).lid
+    return -shell(generation, sigma, generator).loss("without")
 
 
 def loss_guided(
@@ -63,5 +57,4 @@ def loss_guided(
     Returns:
         One score an image, shape (b,).
     """
-    fixed = Conditioned(guided(generation), generation.cond)
-    return -dsm_lid(fixed, generation.x, sigma, n_noises=LOSS_NOISES, generator=generator).lid
+    return -shell(generation, sigma, generator).loss("guided")

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.base import Conditioned, Denoiser
-from memfold.denoisers.guidance import Guided
-from memfold.lid.flipd import flipd
 from memfold.sampling.trajectory import Generation
 
-from .base import NOISES, PROBES, SIGMA
+from .base import SIGMA
+from .shell import shell
 
 
 def flipd_conditional(
@@ -31,7 +27,7 @@ def flipd_conditional(
     Returns:
         One score an image, shape (b,): minus degrees of freedom.
     """
-    return _score(generation, generation.model.model, generation.cond, generator, sigma)
+    return -shell(generation, sigma, generator).trace("with")
 
 
 def flipd_unconditional(
@@ -47,7 +43,7 @@ def flipd_unconditional(
     Returns:
         One score an image, shape (b,).
     """
-    return _score(generation, generation.model.model, generation.uncond, generator, sigma)
+    return -shell(generation, sigma, generator).trace("without")
 
 
 def flipd_guided(
@@ -63,31 +59,4 @@ def flipd_guided(
     Returns:
         One score an image, shape (b,).
     """
-    return _score(generation, guided(generation), generation.cond, generator, sigma)
-
-
-def guided(generation: Generation) -> Denoiser:
-    """Return D_w of the run; D_c where it used no guidance."""
-    scale = 1.0 if generation.guidance_scale is None else generation.guidance_scale
-    if generation.uncond is None:
-        return generation.model.model
-    return Guided(generation.model.model, scale, uncond=generation.uncond)
-
-
-def _score(
-    generation: Generation,
-    model: Denoiser,
-    cond: Any,
-    generator: torch.Generator | None,
-    sigma: float,
-) -> Tensor:
-    fixed = Conditioned(model, cond)
-    return -flipd(
-        fixed,
-        generation.x,
-        sigma,
-        n_noises=NOISES,
-        trace="hutchinson",
-        n_probes=PROBES,
-        generator=generator,
-    ).lid
+    return -shell(generation, sigma, generator).trace("guided")

@@ -6,13 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.base import Conditioned
-from memfold.lid.dsm import dsm_lid
-from memfold.lid.flipd import flipd
 from memfold.sampling.trajectory import Generation
 
-from .base import NOISES, PROBES, SIGMA, keyed
-from .denoising_loss import LOSS_NOISES
+from .base import SIGMA
+from .shell import shell
 
 
 def freedom_taken(
@@ -32,21 +29,8 @@ def freedom_taken(
     Returns:
         One score an image, shape (b,): degrees of freedom.
     """
-    fresh, lids = keyed(generator), []
-    for cond in (generation.uncond, generation.cond):
-        fixed = Conditioned(generation.model.model, cond)
-        lids.append(
-            flipd(
-                fixed,
-                generation.x,
-                sigma,
-                n_noises=NOISES,
-                trace="hutchinson",
-                n_probes=PROBES,
-                generator=fresh(),
-            ).lid
-        )
-    return lids[0] - lids[1]
+    around = shell(generation, sigma, generator)
+    return around.trace("without") - around.trace("with")
 
 
 def freedom_taken_loss(
@@ -62,15 +46,5 @@ def freedom_taken_loss(
     Returns:
         One score an image, shape (b,): degrees of freedom.
     """
-    fresh, x = keyed(generator), generation.x
-    without, under = (
-        dsm_lid(
-            Conditioned(generation.model.model, cond),
-            x,
-            sigma,
-            n_noises=LOSS_NOISES,
-            generator=fresh(),
-        ).lid
-        for cond in (generation.uncond, generation.cond)
-    )
-    return without - under
+    around = shell(generation, sigma, generator)
+    return around.loss("without") - around.loss("with")
