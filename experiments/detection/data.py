@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memfold.audit.bench import Labelled
+from memfold.audit.labelled import Labelled
 from memfold.memorization.detectors import DETECTORS
 from memfold.memorization.prompt_verdict import VERDICT
 

@@ -18,7 +18,8 @@ import numpy as np
 from experiments.detection.data import Scores, read_scores, sample
 from experiments.detection.figure import histograms, ranking, strip
 from experiments.kit import Run, interval, main
-from memfold.audit.bench import Labelled, bench, read_labelled
+from memfold.audit.bench import bench
+from memfold.audit.labelled import Labelled, read_labelled
 from memfold.audit.scoring import Scoring
 from memfold.memorization.evaluate import auroc
 from memfold.memorization.prompt_verdict import VERDICT

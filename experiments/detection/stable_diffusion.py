@@ -16,7 +16,7 @@ from pathlib import Path
 
 from experiments.detection.run import detect
 from experiments.kit import Run
-from memfold.audit.bench import read_labelled
+from memfold.audit.labelled import read_labelled
 from memfold.audit.scoring import Scoring
 from memfold.types import InputError
 

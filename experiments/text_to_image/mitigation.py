@@ -1,4 +1,4 @@
-"""Mitigations of the bundled pipeline, judged by what only its data tell.
+r"""Mitigations of the bundled pipeline, judged by what only its data tell.
 
 ``memfold bench --mitigation`` does the work; this adds what needs the garments and the classes.
 ``copies``: the latent lies within 0.15 (root mean square) of any training image, as in label.py.
@@ -8,12 +8,17 @@ images vary less than those of any control caption: what is drawn is then known 
 cosine of image and caption without the invented words, which CLIP does not know::
 
     python -m experiments.text_to_image.mitigation --out out/mitigation
+
+``--besides 10`` draws other prompts than those of ``--each 10``, on which methods were tried out::
+
+    python -m experiments.text_to_image.mitigation --out out/fresh --each 25 --besides 10 \
+        --methods reword,embedding --attacked 0
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +27,7 @@ import torch
 from experiments.text_to_image.data import CLASSES, make_data
 from experiments.text_to_image.label import LIMIT, Matcher, memorized_garments, real_limit
 from memfold import TextToImage
-from memfold.audit.bench import read_labelled
+from memfold.audit.labelled import Labelled, read_labelled
 from memfold.audit.mitigation_bench import Spaces, bench_mitigations, thinned
 from memfold.audit.mitigation_judge import Clip, nearest_row
 from memfold.audit.scoring import Scoring
@@ -88,16 +93,28 @@ def columns(model: TextToImage) -> Callable:
     return Judge(model).columns
 
 
+def without(labelled: Labelled, taken: Sequence[str]) -> Labelled:
+    """Leave prompts out: those that a method was settled on tell nothing of others."""
+    rest = [i for i, prompt in enumerate(labelled.prompts) if prompt not in set(taken)]
+    parts = (labelled.prompts, labelled.kinds, labelled.families)
+    return Labelled(*(tuple(part[i] for i in rest) for part in parts))
+
+
 def main() -> None:
     """Run the benchmark with the extra judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("out/mitigation"))
     parser.add_argument("--each", type=int, default=10, help="prompts of each kind")
+    parser.add_argument(
+        "--besides", type=int, help="none of the prompts that --each so many would take"
+    )
     parser.add_argument("--methods", default="", help="as for memfold bench, separated by commas")
     parser.add_argument("--attacked", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1)
     args = parser.parse_args()
     labelled, ordinary = read_labelled(ASSETS / "prompts.csv")
+    if args.besides:
+        labelled = without(labelled, thinned(labelled, args.besides).prompts)
     scoring = Scoring(
         model=str(ASSETS / "model"),
         images=4,

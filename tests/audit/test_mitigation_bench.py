@@ -11,7 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from memfold.audit.bench import Labelled
+from memfold.audit.labelled import Labelled
 from memfold.audit.mitigation_bench import thinned
 from memfold.audit.mitigation_judge import Clip, Judge, Reference
 from memfold.audit.mitigation_specs import DEFAULT, read_specs

@@ -11,11 +11,13 @@ import torch
 from scipy.stats import binom
 from typer.testing import CliRunner
 
-from memfold.audit import scoring as scoring_module
-from memfold.audit.bench import Labelled, bench, read_labelled, text_only
+from memfold.audit import scored as scored_module
+from memfold.audit.bench import bench
+from memfold.audit.labelled import Labelled, read_labelled, text_only
 from memfold.audit.prompt_plan import PromptPlan
 from memfold.audit.prompts import run_prompts
-from memfold.audit.scoring import Scoring, counted, score_prompt, usable
+from memfold.audit.scored import score_prompt
+from memfold.audit.scoring import Scoring, counted, usable
 from memfold.cli import app, main
 from memfold.memorization.prompt_verdict import SIGNALS, combine, p_values, standards
 from memfold.mitigation.base import Mitigation
@@ -97,7 +99,7 @@ def test_an_audit_of_prompts(pipeline, lists, tmp_path):
 
 def test_an_audit_goes_on_where_it_stopped(pipeline, lists, tmp_path, monkeypatch):
     full = run_prompts(plan(pipeline, lists, tmp_path, out=str(tmp_path / "full")), progress=False)
-    calls, original = [], scoring_module.score_prompt
+    calls, original = [], scored_module.score_prompt
 
     def stops(model, prompt, *rest):
         calls.append(prompt)
@@ -105,7 +107,7 @@ def test_an_audit_goes_on_where_it_stopped(pipeline, lists, tmp_path, monkeypatc
             raise KeyboardInterrupt
         return original(model, prompt, *rest)
 
-    monkeypatch.setattr(scoring_module, "score_prompt", stops)
+    monkeypatch.setattr(scored_module, "score_prompt", stops)
     with pytest.raises(KeyboardInterrupt):
         run_prompts(plan(pipeline, lists, tmp_path), progress=False)
     done = len(calls)

@@ -13,7 +13,7 @@ from experiments.detection.data import Scores, read_scores, sample
 from experiments.detection.figure import histograms
 from experiments.detection.run import claims, separation
 from experiments.kit import Run
-from memfold.audit.bench import Labelled
+from memfold.audit.labelled import Labelled
 
 CORE = (
     "LID_θ(x | c) is lower at memorized prompts",

@@ -20,7 +20,7 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.report.mitigation_figures import mitigation_figure, mitigation_table
 from memfold.types import InputError
 
-from .bench import Labelled
+from .labelled import Labelled
 from .mitigation_judge import (
     Reference,
     reference_of_drawn,

@@ -22,7 +22,8 @@ from .evidence import WATCHED, Show
 from .judging import Judge
 from .prompt_facts import prompt_facts
 from .prompt_plan import PromptPlan
-from .scoring import model_digest, score_prompts, usable
+from .scored import score_prompts
+from .scoring import model_digest, usable
 from .store import Columns, Store, write_table, write_text
 
 

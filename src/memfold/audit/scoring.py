@@ -1,33 +1,22 @@
-"""Score a list of prompts by detectors, image by image, on one or more processes; resumable."""
+"""How prompts are scored: the settings, the detectors that a pipeline allows, and their cost."""
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from memfold.denoisers.adapters._calls import first_tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS, Detector
-from memfold.sampling.trajectory import Generation, generate_watched, has_cross_attention
-from memfold.tensors import text_seed
+from memfold.sampling.trajectory import has_cross_attention
 from memfold.types import InputError
-
-from .store import Columns, Store, concat
-
-_PIECE = 8  # prompts in one piece of work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,147 +178,6 @@ def usable(
         else:
             found.append(detector)
     return found, left
-
-
-def score_prompt(
-    model: TextToImage, prompt: str, scoring: Scoring, detectors: Sequence[Detector]
-) -> tuple[Columns, Generation]:
-    """Generate a prompt's images and score each of them.
-
-    Args:
-        model: the pipeline.
-        prompt: the words.
-        scoring: how.
-        detectors: which scores.
-
-    Returns:
-        Columns with a row an image (`seed`, `score.NAME`, `steps.NAME`, `sigmas`,
-        `seconds.NAME`, `passes.NAME`, `products.NAME`; costs are an image's share), and the
-        generation.
-    """
-    attention = any(d.attention for d in detectors)
-    seeds, n = scoring.seeds, scoring.images
-    with counted(model) as cost:
-        generation = generate_watched(
-            model, prompt, seeds, attention=attention, **scoring.options()
-        )
-    columns: Columns = {"seed": seeds, "sigmas": [[v.sigma for v in generation.views]] * n}
-    _put(columns, "generation", cost, n)
-    for name, values in generation.scores.items():
-        columns[f"steps.{name}"] = values.tolist()
-    for detector in detectors:
-        generator = torch.Generator().manual_seed(text_seed(prompt, scoring.seed))
-        generation.memo.reused.clear()
-        with counted(model) as cost:
-            values = detector(generation, generator=generator)
-        for price in generation.memo.reused:  # what the detector would have paid alone
-            cost.seconds += price.seconds
-            cost.passes += price.passes
-            cost.products += price.products
-        columns[f"score.{detector.name}"] = values.tolist()
-        _put(columns, detector.name, cost, n)
-    return columns, generation
-
-
-def score_prompts(
-    prompts: Sequence[str],
-    scoring: Scoring,
-    store: Store,
-    *,
-    stage: str = "prompts",
-    workers: int = 1,
-    progress: bool = True,
-    model: TextToImage | None = None,
-) -> Columns:
-    """Score prompts; finished pieces are kept, and a second run goes on where the first stopped.
-
-    A prompt's scores depend on itself and on the settings alone, not on the other prompts nor on
-    the number of workers.
-
-    Args:
-        prompts: the words of each.
-        scoring: how.
-        store: where pieces are kept.
-        stage: a name of the program's own for these prompts.
-        workers: processes; each loads the pipeline.
-        progress: show a bar.
-        model: the pipeline, if it is loaded already; used by a single worker.
-
-    Returns:
-        The columns of `score_prompt`, and `prompt`, the index of the row's prompt.
-
-    Raises:
-        InputError: what the pipeline cannot do.
-    """
-    starts = list(range(0, len(prompts), _PIECE))
-    todo = [s for s in starts if not store.has(stage, s)]
-    bar = tqdm(
-        total=len(prompts), desc="Prompts", unit="prompt", disable=not progress,
-        initial=len(prompts) - sum(len(prompts[s : s + _PIECE]) for s in todo),
-    )  # fmt: skip
-    jobs = [(s, list(prompts[s : s + _PIECE])) for s in todo]
-    with bar:
-        if workers > 1 and len(todo) > 1:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(
-                min(workers, len(todo)), context, initializer=_begin, initargs=(scoring,)
-            ) as pool:
-                for (start, _), columns in zip(jobs, pool.map(_work, jobs), strict=True):
-                    store.piece(stage, start, _given(columns))
-                    bar.update(len(prompts[start : start + _PIECE]))
-        else:
-            if jobs:
-                _begin(scoring, model)
-            for job in jobs:
-                store.piece(stage, job[0], partial(_work, job, bar))
-            _STATE.clear()
-    return concat([store.piece(stage, s, _missing) for s in starts])
-
-
-_STATE: dict[str, Any] = {}
-
-
-def _begin(scoring: Scoring, model: TextToImage | None = None) -> None:
-    """Load the pipeline in a worker."""
-    if model is None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            torch.set_num_threads(1)
-            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-        model = scoring.load()
-    detectors, _ = usable(model, scoring.detectors, scoring.images)
-    _STATE.update(model=model, scoring=scoring, detectors=detectors)
-
-
-def _end_with(parent: Any) -> None:
-    """End this worker when the command that started it is gone, even if it was killed."""
-    parent.join()
-    os._exit(1)
-
-
-def _work(job: tuple[int, list[str]], bar: Any = None) -> Columns:
-    start, prompts = job
-    pieces = []
-    for i, prompt in enumerate(prompts):
-        columns, _ = score_prompt(_STATE["model"], prompt, _STATE["scoring"], _STATE["detectors"])
-        pieces.append({"prompt": [start + i] * len(columns["seed"])} | columns)
-        if bar is not None:
-            bar.update(1)
-    return concat(pieces)
-
-
-def _given(columns: Columns) -> Callable[[], Columns]:
-    return lambda: columns
-
-
-def _missing() -> Columns:
-    raise InputError("a piece of the results is missing; run the same command again")
-
-
-def _put(columns: Columns, name: str, cost: Cost, n: int) -> None:
-    columns[f"seconds.{name}"] = [cost.seconds / n] * n
-    columns[f"passes.{name}"] = [cost.passes / n] * n
-    columns[f"products.{name}"] = [cost.products / n] * n
 
 
 def model_digest(path: str) -> str:

@@ -111,7 +111,7 @@ def bench(
 
     [bold]Example[/bold]: memfold bench my-pipeline --memorized mem.csv --other other.csv --out dir
     """
-    from memfold.audit.bench import read_labelled
+    from memfold.audit.labelled import read_labelled
     from memfold.audit.scoring import Scoring
 
     wanted = {"--methods": methods, "--data": data, "--embedding": embedding, "--clip": clip,

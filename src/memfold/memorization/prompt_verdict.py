@@ -13,6 +13,7 @@ from memfold.types import InputError
 
 VERDICT = "verdict"
 SIGNALS = ("cfg_norm", "freedom_taken_loss", "loss_conditional", "tiled_l2")
+LEAST = 10  # ordinary prompts that set a scale
 _MAD = 1.4826  # standard deviation of a normal variable over its median absolute deviation
 
 
@@ -34,9 +35,9 @@ def standards(
     for name in SIGNALS:
         if name in reference:
             mean = np.asarray(reference[name], dtype=float).mean(1)
-            if len(mean) < 10:
+            if len(mean) < LEAST:
                 raise InputError(
-                    f"{len(mean)} ordinary prompts are too few to set a scale; pass 10 or more"
+                    f"{len(mean)} ordinary prompts are too few to set a scale; pass {LEAST} or more"
                 )
             centre = float(np.median(mean))
             spread = float(_MAD * np.median(np.abs(mean - centre)))
