@@ -47,7 +47,7 @@ def estimators(d):
         FLIPD: call(flipd, at="x", max_probes=256, **({"trace": "exact"} if small else {})),
         "FLIPD at x + sigma n": call(flipd, n_noises=8, max_probes=256),
         "denoising loss": call(dsm_lid, n_noises=256),
-        "spectral count": call(spectral_lid, n_noises=16),
+        "spectral count": call(spectral_lid, n_noises=256),
         "LHSD": call(spectral_lid, count="lhsd", n_noises=16),
         "Jacobian rank": call(jacobian_rank),
         "normal bundle": call(normal_bundle),

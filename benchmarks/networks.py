@@ -11,7 +11,10 @@ from memfold.denoisers.schedules import vp_schedule
 
 
 class Counted(Wrapper):
-    """A denoiser that counts points passed forward, and products passed backward, through it."""
+    """A denoiser that counts points passed forward, and products passed backward, through it.
+
+    A product by forward-mode differentiation is a pass forward.
+    """
 
     def __init__(self, inner):
         super().__init__(inner)
@@ -38,6 +41,10 @@ class _Tick(torch.autograd.Function):
         # rows that are zero belong to other points of the batch, which asked for no product
         ctx.counter.backward += int((grad.flatten(1) != 0).any(1).sum())
         return grad, None
+
+    @staticmethod
+    def jvp(ctx, tangent, _):
+        return tangent.view_as(tangent)
 
 
 class Net(nn.Module):

@@ -47,6 +47,17 @@ def test_quadratic_form_is_exact_for_few_distinct_eigenvalues(n_steps):
     torch.testing.assert_close(got, truth, rtol=1e-10, atol=1e-10)
 
 
+def test_no_products_are_taken_once_all_runs_have_ended():
+    q, taken = rotation(D, 6, 1), []
+
+    def product(u):
+        taken.append(len(u))
+        return (u @ q) @ q.mT
+
+    lanczos(product, starts(), 20)
+    assert len(taken) == 2  # a projection has two eigenvalues
+
+
 def test_zero_operator():
     got = quadratic_form(torch.zeros_like, lambda l: l + 2, starts(), 5)
     torch.testing.assert_close(got, 2 * (starts() ** 2).sum(1))

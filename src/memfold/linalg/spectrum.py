@@ -45,6 +45,8 @@ def lanczos(
         size = diagonal.abs().amax(1) + off.abs().amax(1)
         alive = norm > 100 * torch.finfo(w.dtype).eps * size
         off[:, j] = norm * alive
+        if not alive.any():  # every sample's run has ended
+            break
         basis.append(w / torch.where(alive, norm, 1).unsqueeze(1) * alive.unsqueeze(1))
     t = torch.diag_embed(diagonal.double())
     t = t + torch.diag_embed(off.double(), 1) + torch.diag_embed(off.double(), -1)
