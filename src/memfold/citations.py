@@ -515,6 +515,19 @@ _ENTRIES = (
     ),
     _entry(
         "inproceedings",
+        "somepalli2023forgery",
+        "https://arxiv.org/abs/2212.03860",
+        author="Somepalli, Gowthami and Singla, Vasu and Goldblum, Micah and Geiping, Jonas and "
+        "Goldstein, Tom",
+        title="Diffusion Art or Digital Forgery? Investigating Data Replication in Diffusion "
+        "Models",
+        booktitle="IEEE/CVF Conference on Computer Vision and Pattern Recognition",
+        year="2023",
+        eprint="2212.03860",
+        archiveprefix="arXiv",
+    ),
+    _entry(
+        "inproceedings",
         "somepalli2023copying",
         "https://arxiv.org/abs/2305.20086",
         author="Somepalli, Gowthami and Singla, Vasu and Goldblum, Micah and Geiping, Jonas and "

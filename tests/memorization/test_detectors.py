@@ -20,6 +20,7 @@ from memfold.memorization.detectors import DETECTORS, curvature_map
 from memfold.memorization.detectors.base import LOSS_NOISES, NOISES, PROBES, SIGMA
 from memfold.memorization.detectors.seeds import seed_dimension, tiled_distances
 from memfold.memorization.detectors.shell import shell
+from memfold.sampling.training import TrainingRows
 from memfold.sampling.trajectory import generate_watched
 from memfold.types import InputError
 from tests.oracles import seeded
@@ -35,8 +36,20 @@ def generations():
     found = {}
     for family in FAMILIES:
         model = TextToImage(tiny.pipeline(family), **tiny.OPTIONS.get(family, {}))
-        found[family] = generate_watched(model, PROMPT, [3, 4], num_inference_steps=3)
+        run = generate_watched(model, PROMPT, [3, 4], num_inference_steps=3)
+        found[family] = replace(run, training=training_like(run))
     return found
+
+
+def training_like(run, n=6):
+    """Training images that were never seen, and an embedding of them."""
+
+    def embed(images):
+        return images.flatten(1)[:, :7]
+
+    pixels = torch.rand(n, *run.images.shape[1:], generator=seeded(20))
+    latents = torch.randn(n, *run.x.shape[1:], generator=seeded(21))
+    return TrainingRows(TrainingRows({}, embed).features(pixels, latents), embed)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -109,22 +122,28 @@ def exact():
     held = TextToImage.__new__(TextToImage)
     held.__dict__ |= model.__dict__
     held.model = FunctionDenoiser(denoise, shape=model.shape)
-    x = torch.randn(3, 5, generator=seeded(4)) @ frame[:, :5].T  # on both
-    return replace(generation, model=held, x=x.reshape(3, 4, 8, 8))
+    x, foreseen = (  # on both
+        (torch.randn(3, 5, generator=seeded(k)) @ frame[:, :5].T).reshape(3, 4, 8, 8)
+        for k in (4, 14)
+    )
+    first = replace(generation.first.settled(), predictions=(foreseen, foreseen, foreseen))
+    return replace(generation, model=held, x=x, views=(first, *generation.views[1:]))
 
 
-def test_flipd_counts_the_dimensions(exact):
+@pytest.mark.parametrize("place", ["", "_first"])
+def test_flipd_counts_the_dimensions(exact, place):
     # One Rademacher probe of a projection of rank k in d has variance at most 2 k.
     error = 4 * (2 * 40 / (NOISES * PROBES)) ** 0.5
     for name, k in (("flipd_conditional", 5), ("flipd_unconditional", 40)):
-        score = DETECTORS[name](exact, generator=seeded(5))
+        score = DETECTORS[name + place](exact, generator=seeded(5))
         assert (score + k).abs().max() < error
 
 
-def test_losses_count_the_dimensions(exact):
+@pytest.mark.parametrize("place", ["", "_first"])
+def test_losses_count_the_dimensions(exact, place):
     # A mean of chi-squares: variance 2 k / n.
     for name, k in (("loss_conditional", 5), ("loss_unconditional", 40)):
-        score = DETECTORS[name](exact, generator=seeded(6))
+        score = DETECTORS[name + place](exact, generator=seeded(6))
         assert (score + k).abs().max() < 4 * (2 * k / LOSS_NOISES) ** 0.5
 
 
@@ -204,6 +223,24 @@ def test_the_cfg_norm_is_that_of_the_network(generations):
     torch.testing.assert_close(
         first, pull.flatten(1).norm(dim=1) / view.sigma, rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_nearest_training_image_is_found_in_every_space(generations):
+    run = generations["sd1 (eps)"]
+    images, x, known = run.images, run.x, run.training
+    step = torch.full_like(x[1:], 0.25)
+    also = TrainingRows({}, known.embed).features(images.roll(1, 0)[:1], x[1:] + step)
+    run = replace(run, training=TrainingRows(
+        {k: torch.cat([known.spaces[k], also[k]]) for k in also}, known.embed
+    ))  # fmt: skip
+    latents = DETECTORS["nearest_latents"](run)
+    torch.testing.assert_close(latents[1], torch.tensor(-0.25), rtol=0, atol=1e-5)
+    assert latents[0] < -0.25
+    pixels = DETECTORS["nearest_pixels"](run)
+    assert pixels[1] == 0 > pixels[0]
+    rows = torch.cat([known.spaces["embedding"], also["embedding"]])
+    cosine = torch.cosine_similarity(known.embed(images)[:, None], rows[None], dim=2).amax(1)
+    torch.testing.assert_close(DETECTORS["nearest_embedding"](run), cosine - 1, rtol=0, atol=1e-5)
 
 
 def test_tiles_take_the_largest_difference():

@@ -13,10 +13,13 @@ import torch
 from numpy import ndarray
 
 import memfold
+from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS
+from memfold.memorization.embedding import load_embedding
 from memfold.memorization.evaluate import auroc, bootstrap, tpr_at_fpr
 from memfold.memorization.prompt_verdict import LEAST, SIGNALS, VERDICT, combine, standards
 from memfold.report.bench_figures import bench_figure
+from memfold.sampling.training import training_images
 from memfold.types import InputError
 
 from .bench_tables import finite, markdown, score_rows
@@ -68,12 +71,13 @@ def bench(
             f"{LEAST} or more, or none"
         )
     model = scoring.load()
-    detectors, left = usable(model, scoring.detectors, scoring.images)
+    detectors, left = usable(model, scoring.detectors, scoring.images, scoring.spaces)
     fingerprint = {
         **scoring.settings(),
         "model": model_digest(scoring.model),
         "prompts": list(labelled.prompts),
         "ordinary": list(ordinary),
+        "training": _digests(scoring, model),
         "memfold": memfold.__version__,
     }
     store = Store(out, fingerprint, overwrite=overwrite)
@@ -102,6 +106,17 @@ def bench(
     write_text(Path(out) / "scores.csv", score_rows(scores, labelled, scoring.seeds))
     write_text(Path(out) / "bench.md", markdown(found))
     write_text(Path(out) / "bench.svg", bench_figure(rows, scoring.images))
+    return found
+
+
+def _digests(scoring: Scoring, model: TextToImage) -> list[str]:
+    """Digest the training images and the embedding; errors in them come before the work."""
+    found = []
+    if scoring.data is not None:
+        found.append(training_images(scoring.data, model).digest)
+    if scoring.embedding is not None:
+        load_embedding(scoring.embedding, allow_pickle=scoring.allow_pickle)
+        found.append(model_digest(scoring.embedding))
     return found
 
 

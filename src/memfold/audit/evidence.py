@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from memfold.datasets.images import Images
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.embedding import Embedding
 from memfold.memorization.replicate import nearest_training
+from memfold.sampling.training import TrainingRows
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.tensors import text_seed
 from memfold.types import InputError
@@ -28,7 +27,6 @@ from .where import where
 
 WATCHED = "cfg_norm"  # the score over steps that the report draws
 _CALIBRATE = 50
-_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,16 @@ class Show:
             A row a prompt.
         """
         missing = any(not store.has("flagged", i) for i in flagged)
-        train = self.spaces(self.data) if self.data is not None and missing else {}
+        train = None
+        if self.data is not None and missing:
+            train = TrainingRows.of(self.model, self.data, self.embedding)
         pieces = []
         for i in tqdm(flagged, desc="Flagged", unit="prompt", disable=not progress or not flagged):
             compute = partial(self.evidence, subjects[i], i, train)
             pieces.append(store.piece("flagged", i, compute))
         return concat(pieces)
 
-    def spaces(self, images: Images) -> dict[str, Tensor]:
-        """Bring training images into every space that images are compared in."""
-        parts = [self.features(b, self.model.encode(b)) for b in images.batches(_BATCH)]
-        return {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
-
-    def features(
-        self, images: Float[Tensor, "b c h w"], latents: Float[Tensor, "b *d"]
-    ) -> dict[str, Tensor]:
-        """Give images as rows of numbers: latents, pixels, and the embedding if there is one."""
-        found = {"latents": latents.flatten(1), "pixels": images.flatten(1)}
-        if self.embedding is not None:
-            found["embedding"] = self.embedding(images)
-        return {k: v.detach().cpu().float() for k, v in found.items()}
-
-    def evidence(self, prompt: str, index: int, train: dict[str, Tensor]) -> Columns:
+    def evidence(self, prompt: str, index: int, train: TrainingRows | None) -> Columns:
         """Collect the evidence for one prompt, as a table of one row."""
         generation = generate_watched(
             self.model, prompt, self.plan.scoring.seeds, attention=False,
@@ -105,13 +91,13 @@ class Show:
         return {k: [v] for k, v in row.items()}
 
     def nearest(
-        self, generation: Generation, train: dict[str, Tensor]
+        self, generation: Generation, train: TrainingRows | None
     ) -> dict[str, tuple[str, bytes, list[float]]]:
         """Find, in each space, the training image that lies nearest to any of the seeds' images.
 
         Args:
             generation: the images.
-            train: training images in every space; empty where there are none.
+            train: training images in every space; None where there are none.
 
         Returns:
             By space: the image's id, its PNG, and the calibrated distance of each seed's image to
@@ -119,10 +105,10 @@ class Show:
         """
         data: Images | None = self.data
         found: dict[str, tuple[str, bytes, list[float]]] = {}
-        if data is None or not train:
+        if data is None or train is None:
             return found
-        queries = self.features(generation.images, generation.x)
-        for name, rows in train.items():
+        queries = train.features(generation.images, generation.x)
+        for name, rows in train.spaces.items():
             k = min(_CALIBRATE, len(rows) - 1)
             matches = nearest_training(queries[name], rows, k=k, top=1)
             best = int(matches.calibrated[:, 0].argmin())
@@ -153,7 +139,7 @@ class Show:
         }
 
     def mitigated(
-        self, prompt: str, row: dict[str, Any], train: dict[str, Tensor]
+        self, prompt: str, row: dict[str, Any], train: TrainingRows | None
     ) -> dict[str, Any]:
         """Try the mitigation with the same seeds, and judge what it draws as the prompt was."""
         empty: dict[str, Any] = {

@@ -25,10 +25,11 @@ from memfold.mitigation import mitigate
 from memfold.report.prompt_figures import explanation_page
 from memfold.report.word_figure import shaded_words
 from memfold.sampling.arguments import guidance_of
+from memfold.sampling.training import training_images
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.types import Curve, InputError
 
-from .mitigation_judge import latents_of, training_images
+from .mitigation_judge import latents_of
 from .scoring import Scoring, model_digest
 from .store import Store, write_text
 from .where import where

@@ -18,6 +18,7 @@ from torch import Tensor
 import memfold
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.report.mitigation_figures import mitigation_figure, mitigation_table
+from memfold.sampling.training import training_images
 from memfold.types import InputError
 
 from .labelled import Labelled
@@ -25,7 +26,6 @@ from .mitigation_judge import (
     Reference,
     reference_of_drawn,
     reference_of_images,
-    training_images,
 )
 from .mitigation_specs import NONE, Spec, read_specs
 from .mitigation_summary import Limits, limits_of, summary_rows

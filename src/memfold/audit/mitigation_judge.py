@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.datasets.images import Images, load_images, to_model
+from memfold.datasets.images import Images
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.embedding import Embedding, load_embedding, unit
 from memfold.types import InputError
@@ -150,17 +150,6 @@ def nearest_row(rows: Float[Tensor, "b d"], reference: Float[Tensor, "n d"]) -> 
     mode = "donot_use_mm_for_euclid_dist"  # the other way cancels between near-duplicates
     found = torch.cdist(rows, reference.to(rows), compute_mode=mode).min(1)
     return found.values, found.indices
-
-
-def training_images(source: str, model: TextToImage) -> Images:
-    """Read the training images, in the size that the pipeline draws.
-
-    Raises:
-        InputError: they cannot be read.
-    """
-    blank = model.decode(torch.zeros(1, *model.shape, device=model.device))
-    _, channels, height, width = blank.shape
-    return to_model(load_images(source), (channels, height, width), resize=True)
 
 
 @torch.no_grad()

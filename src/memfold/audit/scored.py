@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import Detector
+from memfold.sampling.training import TrainingRows
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.tensors import text_seed
 from memfold.types import InputError
@@ -26,7 +28,11 @@ _PIECE = 8  # prompts in one piece of work
 
 
 def score_prompt(
-    model: TextToImage, prompt: str, scoring: Scoring, detectors: Sequence[Detector]
+    model: TextToImage,
+    prompt: str,
+    scoring: Scoring,
+    detectors: Sequence[Detector],
+    training: TrainingRows | None = None,
 ) -> tuple[Columns, Generation]:
     """Generate a prompt's images and score each of them.
 
@@ -35,6 +41,7 @@ def score_prompt(
         prompt: the words.
         scoring: how.
         detectors: which scores.
+        training: images to compare with; None for none.
 
     Returns:
         Columns with a row an image (`seed`, `score.NAME`, `steps.NAME`, `sigmas`,
@@ -47,6 +54,7 @@ def score_prompt(
         generation = generate_watched(
             model, prompt, seeds, attention=attention, **scoring.options()
         )
+    generation = replace(generation, training=training)
     columns: Columns = {"seed": seeds, "sigmas": [[v.sigma for v in generation.views]] * n}
     _put(columns, "generation", cost, n)
     for name, values in generation.scores.items():
@@ -131,8 +139,9 @@ def _begin(scoring: Scoring, model: TextToImage | None = None) -> None:
             torch.set_num_threads(1)
             threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         model = scoring.load()
-    detectors, _ = usable(model, scoring.detectors, scoring.images)
-    _STATE.update(model=model, scoring=scoring, detectors=detectors)
+    detectors, _ = usable(model, scoring.detectors, scoring.images, scoring.spaces)
+    training = scoring.training(model) if any(d.training for d in detectors) else None
+    _STATE.update(model=model, scoring=scoring, detectors=detectors, training=training)
 
 
 def _end_with(parent: Any) -> None:
@@ -145,7 +154,7 @@ def _work(job: tuple[int, list[str]], bar: Any = None) -> Columns:
     start, prompts = job
     pieces = []
     for i, prompt in enumerate(prompts):
-        columns, _ = score_prompt(_STATE["model"], prompt, _STATE["scoring"], _STATE["detectors"])
+        columns, _ = score_prompt(prompt=prompt, **_STATE)
         pieces.append({"prompt": [start + i] * len(columns["seed"])} | columns)
         if bar is not None:
             bar.update(1)

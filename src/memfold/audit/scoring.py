@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ import torch
 from memfold.denoisers.adapters._calls import first_tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS, Detector
+from memfold.memorization.detectors.base import NEEDS
+from memfold.memorization.embedding import load_embedding
+from memfold.sampling.training import TrainingRows, training_images
 from memfold.sampling.trajectory import has_cross_attention
 from memfold.types import InputError
 
@@ -35,6 +38,8 @@ class Scoring:
         allow_pickle: also read weights from pickles.
         height: pixels; the pipeline's default where None.
         width: pixels.
+        data: training images, for the detectors that look for the nearest; None for none.
+        embedding: an embedding to look in too; None for none.
     """
 
     model: str
@@ -48,6 +53,8 @@ class Scoring:
     allow_pickle: bool = False
     height: int | None = None
     width: int | None = None
+    data: str | None = None
+    embedding: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be used."""
@@ -62,8 +69,8 @@ class Scoring:
                 raise InputError(f"--{name} = {value}; take {least} or more")
 
     def settings(self) -> dict[str, Any]:
-        """Give what the numbers depend on, without the model's place."""
-        leave = {"model", "device", "allow_pickle"}
+        """Give what the numbers depend on, without the places of files."""
+        leave = {"model", "device", "allow_pickle", "data", "embedding"}
         return {k: v for k, v in asdict(self).items() if k not in leave}
 
     def options(self) -> dict[str, Any]:
@@ -98,6 +105,33 @@ class Scoring:
         size: dict[str, Any] = {"height": self.height, "width": self.width}
         return TextToImage(pipe, **{k: v for k, v in size.items() if v is not None})
 
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """In which spaces training images can be compared."""
+        if self.data is None:
+            return ()
+        return ("pixels", "latents") + (() if self.embedding is None else ("embedding",))
+
+    def training(self, model: TextToImage) -> TrainingRows | None:
+        """Read the training images, in the size that the pipeline draws; None where none are given.
+
+        Args:
+            model: the pipeline.
+
+        Returns:
+            Their rows in every space.
+
+        Raises:
+            InputError: they, or the embedding, cannot be read.
+        """
+        if self.data is None:
+            return None
+        embed = None
+        if self.embedding is not None:
+            options: dict[str, Any] = {"allow_pickle": self.allow_pickle, "device": self.device}
+            embed = load_embedding(self.embedding, **options)
+        return TrainingRows.of(model, training_images(self.data, model), embed)
+
 
 @dataclass
 class Cost:
@@ -112,7 +146,6 @@ class Cost:
     seconds: float = 0.0
     passes: int = 0
     products: int = 0
-    _since: float = field(default=0.0, repr=False)
 
 
 @contextmanager
@@ -145,7 +178,7 @@ def counted(model: TextToImage) -> Iterator[Cost]:
 
 
 def usable(
-    model: TextToImage, names: Sequence[str], images: int
+    model: TextToImage, names: Sequence[str], images: int, spaces: Collection[str] = ()
 ) -> tuple[list[Detector], list[str]]:
     """Choose the detectors that a pipeline allows.
 
@@ -153,6 +186,7 @@ def usable(
         model: the pipeline.
         names: wanted ones; all where empty.
         images: images a prompt.
+        spaces: in which training images are known: "pixels", "latents", "embedding".
 
     Returns:
         The detectors, and a line for each that was left out.
@@ -171,6 +205,8 @@ def usable(
             reason = f"{model.name}'s network has no cross-attention layers"
         elif detector.many and images < 2:
             reason = "it needs two or more images a prompt"
+        elif detector.training and detector.training not in spaces:
+            reason = f"it needs {NEEDS[detector.training]}"
         if reason and names:
             raise InputError(f"--detectors: {detector.name} cannot run: {reason}")
         if reason:

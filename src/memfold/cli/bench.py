@@ -67,13 +67,17 @@ def bench(
     ] = "",
     data: Annotated[
         str | None,
-        typer.Option("--data", help="Training images: what counts as a copy of them."),
+        typer.Option(
+            "--data",
+            help="Training images: also detect by the nearest of them; with --mitigation, what "
+            "counts as a copy.",
+        ),
     ] = None,
     embedding: Annotated[
         str | None,
         typer.Option(
             "--embedding",
-            help="Also look for copies in this embedding: a TorchScript file (SSCD ...), or a "
+            help="Look for the nearest in this embedding too: a TorchScript file (SSCD ...), or a "
             "transformers vision model.",
         ),
     ] = None,
@@ -114,17 +118,19 @@ def bench(
     from memfold.audit.labelled import read_labelled
     from memfold.audit.scoring import Scoring
 
-    wanted = {"--methods": methods, "--data": data, "--embedding": embedding, "--clip": clip,
-              "--copy-limit": copy_limit}  # fmt: skip
+    wanted = {"--methods": methods, "--clip": clip, "--copy-limit": copy_limit}
     given = [name for name, value in wanted.items() if value]
     if given and not mitigation:
         raise InputError(f"{', '.join(given)}: only for --mitigation; add that, or leave it out")
+    if embedding and not data and not mitigation:
+        raise InputError("--embedding: of which training images? add --data IMAGES")
     if mitigation and detectors:
         raise InputError("--detectors: not with --mitigation; name mitigations with --methods")
     names = tuple(name.strip() for name in detectors.split(",") if name.strip())
     scoring = Scoring(
         model=model, images=images, steps=steps, guidance_scale=guidance_scale, detectors=names,
         seed=seed, device=device, half=half, allow_pickle=allow_pickle,
+        data=None if mitigation else data, embedding=None if mitigation else embedding,
     )  # fmt: skip
     if mitigation:
         from memfold.audit.mitigation_bench import Spaces, bench_mitigations, thinned

@@ -19,6 +19,7 @@ from .attention import AttentionWatch
 from .memo import Memo
 from .monitor import Monitor
 from .steering import Change, conditioned, steered
+from .training import TrainingRows
 from .view import StepView
 
 
@@ -36,6 +37,7 @@ class Generation:
         x: final latents in VE coordinates, shape (b, *d).
         views: the steps; kept on the CPU.
         scores: the monitor's scores, name -> (b, steps).
+        training: training images to compare with; None for none.
         memo: what detectors computed for these images and may share.
     """
 
@@ -48,6 +50,7 @@ class Generation:
     x: Float[Tensor, "b *d"]
     views: tuple[StepView, ...]
     scores: dict[str, Float[Tensor, "b s"]]
+    training: TrainingRows | None = None
     memo: Memo = field(init=False, repr=False, compare=False, default_factory=Memo)
 
     @cached_property

@@ -7,11 +7,26 @@ from .attention import attention_entropy, bright_ending
 from .base import Detector
 from .cfg_norm import cfg_norm, cfg_norm_first, cfg_norm_last
 from .curvature import curvature_difference, curvature_map
-from .denoising_loss import loss_conditional, loss_guided, loss_unconditional
-from .flipd import flipd_conditional, flipd_guided, flipd_unconditional
+from .denoising_loss import (
+    loss_conditional,
+    loss_conditional_first,
+    loss_guided,
+    loss_guided_first,
+    loss_unconditional,
+    loss_unconditional_first,
+)
+from .flipd import (
+    flipd_conditional,
+    flipd_conditional_first,
+    flipd_guided,
+    flipd_guided_first,
+    flipd_unconditional,
+    flipd_unconditional_first,
+)
 from .freedom import freedom_taken, freedom_taken_loss
 from .guided_score import guided_score_norm
 from .lhsd import spectral_conditional
+from .nearest import nearest_embedding, nearest_latents, nearest_pixels
 from .seeds import seed_dimension, tiled_l2
 from .sharpness import sharpness
 
@@ -68,6 +83,52 @@ _ALL = (
         guidance=True,
     ),
     Detector("sharpness", sharpness, "before", "sharpness", "jeon2025sharpness", guidance=True),
+    Detector(
+        "flipd_conditional_first",
+        flipd_conditional_first,
+        "before",
+        "FLIPD at the first step, with the prompt",
+        "kamkari2024flipd",
+    ),
+    Detector(
+        "flipd_unconditional_first",
+        flipd_unconditional_first,
+        "before",
+        "FLIPD at the first step, without a prompt",
+        "kamkari2024flipd",
+        guidance=True,
+    ),
+    Detector(
+        "flipd_guided_first",
+        flipd_guided_first,
+        "before",
+        "FLIPD at the first step, guided",
+        "ross2025memorization",
+        guidance=True,
+    ),
+    Detector(
+        "loss_conditional_first",
+        loss_conditional_first,
+        "before",
+        "denoising loss at the first step, with the prompt",
+        "yeats2025dsm",
+    ),
+    Detector(
+        "loss_unconditional_first",
+        loss_unconditional_first,
+        "before",
+        "denoising loss at the first step, without a prompt",
+        "yeats2025dsm",
+        guidance=True,
+    ),
+    Detector(
+        "loss_guided_first",
+        loss_guided_first,
+        "before",
+        "denoising loss at the first step, guided",
+        "yeats2025dsm",
+        guidance=True,
+    ),
     Detector(
         "flipd_conditional",
         flipd_conditional,
@@ -155,6 +216,30 @@ _ALL = (
         "dimension of the seeds",
         "carlini2023extracting",
         many=True,
+    ),
+    Detector(
+        "nearest_pixels",
+        nearest_pixels,
+        "images",
+        "nearest training image, pixels",
+        "carlini2023extracting",
+        training="pixels",
+    ),
+    Detector(
+        "nearest_latents",
+        nearest_latents,
+        "images",
+        "nearest training image, latents",
+        "carlini2023extracting",
+        training="latents",
+    ),
+    Detector(
+        "nearest_embedding",
+        nearest_embedding,
+        "images",
+        "nearest training image, embedding",
+        "somepalli2023forgery",
+        training="embedding",
     ),
 )
 DETECTORS: dict[str, Detector] = {detector.name: detector for detector in _ALL}

@@ -14,6 +14,11 @@ from memfold.types import InputError
 
 SIGMA = 0.3  # scale of the detectors at clean latents, in units of latents of variance 1
 PROBES, NOISES = 2, 4
+NEEDS = {
+    "pixels": "training images",
+    "latents": "training images",
+    "embedding": "training images and an embedding",
+}
 LOSS_NOISES = 8  # a forward pass each
 
 
@@ -41,6 +46,7 @@ class Detector:
         guidance: whether it needs an unconditional half.
         attention: whether it needs cross-attention.
         many: whether it needs several images of a prompt.
+        training: the space in which it compares with training images; empty for none.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Detector:
     guidance: bool = False
     attention: bool = False
     many: bool = False
+    training: str = ""
 
     def __call__(
         self, generation: Generation, *, generator: torch.Generator | None = None
@@ -73,6 +80,9 @@ class Detector:
             return "cross-attention layers"
         if self.many and len(generation.x) < 2:
             return "two or more images of the prompt"
+        known = {} if generation.training is None else generation.training.spaces
+        if self.training and self.training not in known:
+            return NEEDS[self.training]
         return ""
 
 

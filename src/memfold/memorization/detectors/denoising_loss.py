@@ -58,3 +58,51 @@ def loss_guided(
         One score an image, shape (b,).
     """
     return -shell(generation, sigma, generator).loss("guided")
+
+
+def loss_conditional_first(
+    generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
+) -> Float[Tensor, " b"]:
+    """-E |n - eps_c|^2 at D_w(x_T), before the image is made.
+
+    Args:
+        generation: a run.
+        generator: source of noises.
+        sigma: scale.
+
+    Returns:
+        One score an image, shape (b,).
+    """
+    return -shell(generation, sigma, generator, "first").loss("with")
+
+
+def loss_unconditional_first(
+    generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
+) -> Float[Tensor, " b"]:
+    """-E |n - eps_0|^2 at D_w(x_T), before the image is made.
+
+    Args:
+        generation: a run with guidance.
+        generator: source of noises.
+        sigma: scale.
+
+    Returns:
+        One score an image, shape (b,).
+    """
+    return -shell(generation, sigma, generator, "first").loss("without")
+
+
+def loss_guided_first(
+    generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
+) -> Float[Tensor, " b"]:
+    """-E |n - eps_w|^2 at D_w(x_T), before the image is made.
+
+    Args:
+        generation: a run with guidance.
+        generator: source of noises.
+        sigma: scale.
+
+    Returns:
+        One score an image, shape (b,).
+    """
+    return -shell(generation, sigma, generator, "first").loss("guided")

@@ -60,3 +60,51 @@ def flipd_guided(
         One score an image, shape (b,).
     """
     return -shell(generation, sigma, generator).trace("guided")
+
+
+def flipd_conditional_first(
+    generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
+) -> Float[Tensor, " b"]:
+    """-FLIPD under the prompt at D_w(x_T), before the image is made.
+
+    Args:
+        generation: a run.
+        generator: source of noises and probes.
+        sigma: scale.
+
+    Returns:
+        One score an image, shape (b,).
+    """
+    return -shell(generation, sigma, generator, "first").trace("with")
+
+
+def flipd_unconditional_first(
+    generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
+) -> Float[Tensor, " b"]:
+    """-FLIPD without the prompt at D_w(x_T), before the image is made.
+
+    Args:
+        generation: a run with guidance.
+        generator: source of noises and probes.
+        sigma: scale.
+
+    Returns:
+        One score an image, shape (b,).
+    """
+    return -shell(generation, sigma, generator, "first").trace("without")
+
+
+def flipd_guided_first(
+    generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
+) -> Float[Tensor, " b"]:
+    """-FLIPD of the guided model at D_w(x_T), before the image is made.
+
+    Args:
+        generation: a run with guidance.
+        generator: source of noises and probes.
+        sigma: scale.
+
+    Returns:
+        One score an image, shape (b,).
+    """
+    return -shell(generation, sigma, generator, "first").trace("guided")

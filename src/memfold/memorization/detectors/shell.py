@@ -1,4 +1,4 @@
-"""What the model says on a shell around the finished image, with the prompt and without it.
+"""What the model says on a shell around an image, with the prompt and without it.
 
 FLIPD, the denoising loss, the degrees of freedom taken and the curvature map all ask for the same
 few things: D and products with its Jacobian at x + sigma n. With the same noises for all of them a
@@ -33,21 +33,30 @@ from .base import LOSS_NOISES, NOISES, PROBES
 _ROWS = 64  # in one forward pass
 
 Half = Literal["with", "without", "guided"]
+Place = Literal["image", "first"]
 
 
 @dataclass(frozen=True)
 class Shell:
-    """Points x + sigma n around the finished images of a generation.
+    """Points x + sigma n around the images of a generation.
 
     Attributes:
         generation: the run.
         sigma: noise standard deviation in latent units.
         seed: keys noises and probes, with each image's own numbers.
+        place: around the finished "image", or around what the "first" step foresees, D_w(x_T).
     """
 
     generation: Generation
     sigma: float
     seed: int
+    place: Place = "image"
+
+    @property
+    def x(self) -> Float[Tensor, "b *d"]:
+        """The centres."""
+        found = self.generation
+        return found.x if self.place == "image" else found.first.guided.to(found.x)
 
     def loss(self, half: Half) -> Float[Tensor, " b"]:
         """Return E |n - eps(x + sigma n)|^2, the LID of `dsm_lid`."""
@@ -64,18 +73,18 @@ class Shell:
 
     def residuals(self, half: Half) -> Float[Tensor, "b n *d"]:
         """Return n - eps(x + sigma n) of one half of the model, for each noise."""
-        rows = len(self.generation.x) * LOSS_NOISES
+        rows = len(self.x) * LOSS_NOISES
         return self._shared("residuals", half, self._residuals, passes=rows)
 
     def products(self, half: Half) -> Float[Tensor, "b n *d"]:
         """Return v * J^T v of one half of the model for each noise, averaged over probes."""
-        rows = len(self.generation.x) * NOISES
+        rows = len(self.x) * NOISES
         return self._shared("products", half, self._products, passes=rows, products=rows * PROBES)
 
     def _shared(
         self, what: str, half: Half, compute: Callable[[Conditioned], Tensor], **price: int
     ) -> Tensor:
-        key = (what, half, self.sigma, self.seed)
+        key = (what, half, self.sigma, self.seed, self.place)
         return self.generation.memo.get(key, lambda: compute(self._model(half)), **price)
 
     def _both(self, read: Callable[[Half], Tensor], half: Half) -> Tensor:
@@ -95,12 +104,12 @@ class Shell:
         generation = self.generation
         cond = generation.cond if half == "with" else generation.uncond
         model = Conditioned(generation.model.model, cond)
-        check_points(model, generation.x, self.sigma)
+        check_points(model, self.x, self.sigma)
         return model
 
     @torch.no_grad()
     def _residuals(self, model: Conditioned) -> Tensor:
-        x, sigma, found = self.generation.x, self.sigma, []
+        x, sigma, found = self.x, self.sigma, []
         for rows in noised(
             model, x, sigma, None, n_noises=LOSS_NOISES, seed=self.seed, batch_size=_ROWS
         ):
@@ -108,7 +117,7 @@ class Shell:
         return torch.cat(found).unflatten(0, (len(x), LOSS_NOISES))
 
     def _products(self, model: Conditioned) -> Tensor:
-        x, sigma, found = self.generation.x.detach(), self.sigma, []
+        x, sigma, found = self.x.detach(), self.sigma, []
         size = rows_that_fit(model, x, sigma, None, MEMORY_BUDGET, PROBES)
         for rows in noised(model, x, sigma, None, n_noises=NOISES, seed=self.seed, batch_size=size):
             jacobian = jacobian_at(model, rows, sigma)
@@ -117,15 +126,21 @@ class Shell:
         return torch.cat(found).unflatten(0, (len(x), NOISES))
 
 
-def shell(generation: Generation, sigma: float, generator: torch.Generator | None) -> Shell:
+def shell(
+    generation: Generation,
+    sigma: float,
+    generator: torch.Generator | None,
+    place: Place = "image",
+) -> Shell:
     """Return the shell at a scale; detectors with equal generators share its noises.
 
     Args:
         generation: the run.
         sigma: noise standard deviation in latent units.
         generator: source of noises and probes.
+        place: "image" or "first".
 
     Returns:
         The shell.
     """
-    return Shell(generation, float(sigma), base_seed(generator))
+    return Shell(generation, float(sigma), base_seed(generator), place)
