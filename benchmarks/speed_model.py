@@ -13,11 +13,13 @@ own. `audit` measures which share of two audits is spent in the network. The out
 
 import argparse
 import cProfile
+import ctypes
 import multiprocessing
 import resource
 import tempfile
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,7 @@ def products(args):
 
 # ------------------------------------------------------------------------------------------ growth
 
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
 ESTIMATORS = {
     "FLIPD at x": (flipd, {"at": "x", "trace": "hutchinson", "n_probes": 8}),
     "FLIPD at x, auto": (flipd, {"at": "x"}),
@@ -148,19 +151,38 @@ def cheap(d, dim=10):
     return model
 
 
-def measured(job):
-    """Seconds of a job and the growth of the peak of resident memory, MiB, in a fresh child."""
+def measured(job, warm):
+    """Seconds of a job, and by how many MiB it raises the peak of resident memory.
+
+    Each in a fresh child, after a small job, so that what torch loads when first asked is not
+    counted. The child that measures memory gives what is freed back at once (glibc would keep
+    blocks for later, more of them the longer it runs); that costs time.
+    """
+    return in_child(partial(seconds_of, job), warm), in_child(partial(growth_of, job), warm)
+
+
+def seconds_of(job):
+    start = time.process_time()
+    job()
+    return time.process_time() - start
+
+
+def growth_of(job):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    job()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def in_child(measure, warm):
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
 
     def child():
         torch.set_num_threads(1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.process_time()
-        job()
-        seconds = time.process_time() - start
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        theirs.send((seconds, (after - before) / 1024))
+        if measure.func is growth_of:
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 65536)
+        warm()
+        theirs.send(measure())
 
     process = context.Process(target=child)
     process.start()
@@ -175,32 +197,35 @@ def exponent(sizes, values):
 
 def run(name, n, d, **more):
     f, options = ESTIMATORS[name]
-    x = torch.randn(n, d, generator=generator(0)) * (torch.arange(d) < 10)
 
-    def job():
+    def job(n=n, d=d):
+        x = torch.randn(n, d, generator=generator(0)) * (torch.arange(d) < 10)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             f(cheap(d), x, 0.1, generator=generator(1), **(options | more))
 
-    return measured(job)
+    return measured(job, lambda: job(2, 64))
 
 
 def growth(args):
-    run("denoising loss", 8, 64)  # warm
-    print("| estimator | time over points | time over dimensions | peak MiB over points ", end="")
-    print("| peak MiB over dimensions |")
-    print("|---|---|---|---|---|")
+    print("| estimator | points | seconds over points | | peak MiB | dimensions ", end="")
+    print("| seconds over dimensions | | peak MiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name in ESTIMATORS:
         slow = name == "normal bundle"
-        counts = (4, 16, 64) if slow else (32, 128, 512)
+        counts = (8, 32, 128) if slow else (128, 512, 2048)
         sizes = (64, 256, 1024) if slow else (1024, 4096, 16384)
-        by_n = [run(name, n, 64 if slow else 1024) for n in counts]
-        by_d = [run(name, 2 if slow else 16, d) for d in sizes]
-        memory = ["/".join(f"{m:.0f}" for _, m in found) for found in (by_n, by_d)]
-        print(f"| {name} | n^{exponent(counts, [t for t, _ in by_n]):.1f} ", end="")
-        print(f"| D^{exponent(sizes, [t for t, _ in by_d]):.1f} ", end="")
-        print(f"| {memory[0]} at n = {'/'.join(map(str, counts))} ", end="")
-        print(f"| {memory[1]} at D = {'/'.join(map(str, sizes))} |", flush=True)
+        cells = []
+        for symbol, values, job in (
+            ("n", counts, lambda n: run(name, n, 64 if slow else 1024)),  # noqa: B023
+            ("D", sizes, lambda d: run(name, 2 if slow else 64, d)),  # noqa: B023
+        ):
+            found = [job(value) for value in values]
+            cells.append("/".join(f"{value:,}" for value in values))
+            cells.append("/".join(f"{t:.2f}" for t, _ in found))
+            cells.append(f"{symbol}^{exponent(values, [t for t, _ in found]):.1f}")
+            cells.append("/".join(f"{m:.0f}" for _, m in found))
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
     knobs()
 
 
