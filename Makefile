@@ -16,7 +16,7 @@ DEMO_ARGS := assets/demo/model --data assets/demo/train.npz --holdout assets/dem
 	--train-points --truth assets/demo/ground_truth.json --noises 8 --out $(DEMO_OUT)
 T2I := assets/text_to_image
 DEMO_PROMPTS := $(T2I)/model --prompts $(T2I)/suspects.txt --ordinary $(T2I)/ordinary.txt \
-	--data $(T2I)/train.npz --steps 20 --guidance-scale 3 --mitigate embedding --shown 6 --workers 2 \
+	--data $(T2I)/train.npz --steps 20 --guidance-scale 3 --mitigate reword --shown 6 --workers 2 \
 	--out $(DEMO_OUT)/prompts
 
 .DEFAULT_GOAL := help

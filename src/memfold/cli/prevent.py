@@ -101,7 +101,7 @@ def mitigate(
             help="reword, embedding, rewrite, random_rewrite, random_words, late_guidance, "
             "lid_guidance, padding, noise or away.",
         ),
-    ] = "embedding",
+    ] = "reword",
     band: Annotated[
         str | None,
         typer.Option("--band", help="From memfold calibrate: says whether the images stay in it."),

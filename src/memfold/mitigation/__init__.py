@@ -43,7 +43,7 @@ def mitigate(
     pipe: Any,
     prompt: str,
     *,
-    method: str = "embedding",
+    method: str = "reword",
     seeds: Sequence[int] = (0, 1, 2, 3),
     weights: Weights | None = None,
     generator: torch.Generator | None = None,

@@ -102,7 +102,7 @@ class Guard:
         band: Band | str | Path,
         *,
         on_memorized: str = "mitigate",
-        method: str = "embedding",
+        method: str = "reword",
         weights: Callable[[str], Weights] | None = None,
         **method_options: Any,
     ) -> None:
