@@ -29,6 +29,7 @@ from .scoring import Scoring, model_digest, usable
 from .store import Columns, Store, write_text
 
 FPR = 0.01
+_ORDINARY = 100  # ordinary prompts that set the verdict's scale, at most
 
 
 def bench(
@@ -47,8 +48,9 @@ def bench(
         labelled: the prompts and their answers.
         scoring: how they are scored.
         out: directory of the results: `bench.json`, `scores.csv` (a row an image), `bench.md`.
-        ordinary: further prompts that are not memorized, for the scale of the joint verdict; none
-            of them may be among the labelled. Without them there is no verdict.
+        ordinary: further prompts that are not memorized, for the scale of the joint verdict, of
+            which the first 100 are taken; none of them may be among the labelled. Without them
+            there is no verdict.
         workers: processes.
         overwrite: discard what another run left in `out`.
         progress: show a bar.
@@ -65,6 +67,7 @@ def bench(
             f"{len(shared)} ordinary prompts stand in the labelled list too, such as "
             f"{min(shared)[:60]!r}: the verdict's scale must come from others"
         )
+    ordinary = ordinary[:_ORDINARY]
     if 0 < len(ordinary) < LEAST:
         raise InputError(
             f"{len(ordinary)} ordinary prompts are too few for the verdict's scale; pass "

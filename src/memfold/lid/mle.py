@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor
 
 from memfold.lid._neighbors_base import NeighborsLID, pareto_lid, settle
 from memfold.linalg.neighbors import Backend
+from memfold.types import InputError
+
+Pooling = Literal["inverses", "mean"]
 
 
 class MLE(NeighborsLID):
@@ -31,12 +35,15 @@ class MLE(NeighborsLID):
 
     `dimension_` averages the inverses (MacKay and Ghahramani 2005: the pooled maximum likelihood)
     over the points that lie at no point mass; at these LID is 0, by the rule of the base class.
+    `pooling="mean"` averages the LIDs themselves, as some packages do: larger by about
+    (k - 1) / (k - 2) where they are uncorrected, and by more where LID varies over the data.
     Where all k places are equally far, the answer is the dimension of the space.
 
     Args:
         n_neighbors: number of nearest places k, at least 3; more lower the variance, fewer the
             bias.
         bias_correction: whether LID at a point is free of bias on flat data.
+        pooling: how `dimension_` averages over points, "inverses" or "mean".
         neighbors: "exact", or "faiss" where it is installed: the same answer by its search.
         device: where torch computes: "cpu", "cuda", ...
 
@@ -53,13 +60,19 @@ class MLE(NeighborsLID):
         n_neighbors: int = 20,
         *,
         bias_correction: bool = True,
+        pooling: Pooling = "inverses",
         neighbors: Backend = "exact",
         device: str = "cpu",
     ) -> None:
         self.n_neighbors = n_neighbors
         self.bias_correction = bias_correction
+        self.pooling = pooling
         self.neighbors = neighbors
         self.device = device
+
+    def _check_parameters(self) -> None:
+        if self.pooling not in get_args(Pooling):
+            raise InputError(f"pooling is {self.pooling!r}: choose one of {get_args(Pooling)}")
 
     def _local(
         self, x: Float[Tensor, "m d"], own: bool, want_stderr: bool
@@ -76,6 +89,8 @@ class MLE(NeighborsLID):
         return 1.0 if self.bias_correction else (k - 1) / (k - 2)
 
     def _global(self, lid: Float[Tensor, " n"]) -> float:
+        if self.pooling == "mean":
+            return super()._global(lid)
         inverse = 1 / lid[lid > 0]
         if not len(inverse):
             return 0.0

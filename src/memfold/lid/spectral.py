@@ -163,7 +163,7 @@ def _traces(
     denoiser = as_denoiser(denoiser)
     check_points(denoiser, x, sigma)
     x, seed = x.detach(), base_seed(generator)
-    size = rows_that_fit(denoiser, x, sigma, cond, memory_budget)
+    size = rows_that_fit(denoiser, x, sigma, cond, memory_budget, n_steps + n_probes)
     each = []
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
         jacobian = jacobian_at(denoiser, rows, sigma)

@@ -58,6 +58,10 @@ class Shell:
         found = self.generation
         return found.x if self.place == "image" else found.first.guided.to(found.x)
 
+    def noises(self, whole: int) -> int:
+        """Count the noises: half as many before the generation, which is to be cheap."""
+        return whole if self.place == "image" else whole // 2
+
     def loss(self, half: Half) -> Float[Tensor, " b"]:
         """Return E |n - eps(x + sigma n)|^2, the LID of `dsm_lid`."""
         residuals = self._both(self.residuals, half)
@@ -73,12 +77,12 @@ class Shell:
 
     def residuals(self, half: Half) -> Float[Tensor, "b n *d"]:
         """Return n - eps(x + sigma n) of one half of the model, for each noise."""
-        rows = len(self.x) * LOSS_NOISES
+        rows = len(self.x) * self.noises(LOSS_NOISES)
         return self._shared("residuals", half, self._residuals, passes=rows)
 
     def products(self, half: Half) -> Float[Tensor, "b n *d"]:
         """Return v * J^T v of one half of the model for each noise, averaged over probes."""
-        rows = len(self.x) * NOISES
+        rows = len(self.x) * self.noises(NOISES)
         return self._shared("products", half, self._products, passes=rows, products=rows * PROBES)
 
     def _shared(
@@ -110,20 +114,20 @@ class Shell:
     @torch.no_grad()
     def _residuals(self, model: Conditioned) -> Tensor:
         x, sigma, found = self.x, self.sigma, []
-        for rows in noised(
-            model, x, sigma, None, n_noises=LOSS_NOISES, seed=self.seed, batch_size=_ROWS
-        ):
+        n = self.noises(LOSS_NOISES)
+        for rows in noised(model, x, sigma, None, n_noises=n, seed=self.seed, batch_size=_ROWS):
             found.append(rows.noise - (rows.x - rows.f(rows.x)) / sigma)
-        return torch.cat(found).unflatten(0, (len(x), LOSS_NOISES))
+        return torch.cat(found).unflatten(0, (len(x), n))
 
     def _products(self, model: Conditioned) -> Tensor:
         x, sigma, found = self.x.detach(), self.sigma, []
+        n = self.noises(NOISES)
         size = rows_that_fit(model, x, sigma, None, MEMORY_BUDGET, PROBES)
-        for rows in noised(model, x, sigma, None, n_noises=NOISES, seed=self.seed, batch_size=size):
+        for rows in noised(model, x, sigma, None, n_noises=n, seed=self.seed, batch_size=size):
             jacobian = jacobian_at(model, rows, sigma)
             signs = rademacher_like(rows.x, PROBES, self.seed + 1).unbind(1)
             found.append(torch.stack([v * jacobian.vjp(v) for v in signs]).mean(0))
-        return torch.cat(found).unflatten(0, (len(x), NOISES))
+        return torch.cat(found).unflatten(0, (len(x), n))
 
 
 def shell(
