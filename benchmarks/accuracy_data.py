@@ -37,7 +37,7 @@ LOCAL = {
 WHOLE = {
     "MLE": lambda: MLE(20),
     "TwoNN": lambda: TwoNN(),
-    "MLE (fastwonn)": lambda: MLE(20),
+    "MLE (fastwonn)": lambda: MLE(20, bias_correction=False, pooling="mean"),
     "TwoNN (fastwonn)": lambda: TwoNN(),
     "TwoNN (DADApy)": lambda: TwoNN(),
     "CorrInt": lambda: CorrInt(20, inner=10),

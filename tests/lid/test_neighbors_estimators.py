@@ -23,6 +23,7 @@ from memfold.lid.lpca import LPCA
 from memfold.lid.mle import MLE
 from memfold.lid.twonn import TwoNN
 from memfold.types import InputError
+from tests.oracles import unchecked
 
 BY_DISTANCE = [
     pytest.param(make, id=name)
@@ -254,6 +255,18 @@ def test_mackay_average_is_the_harmonic_mean(rng):
     naive = lid * 11 / 10
     assert model.dimension_ == pytest.approx(1 / np.mean(1 / naive), rel=1e-12)
     assert MLE(12).fit(x).dimension_ == pytest.approx(model.dimension_, rel=1e-12)
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_pooling_by_the_mean(rng, bias_correction):
+    x = np.concatenate([rng.standard_normal((80, 2)), np.zeros((15, 2))])
+    model = MLE(12, bias_correction=bias_correction, pooling="mean")
+    with pytest.warns(PointMassWarning):
+        lid = model.fit_predict(x)
+    assert (lid == 0).sum() == 15
+    assert model.dimension_ == pytest.approx(lid[lid > 0].mean(), rel=1e-12)
+    with unchecked(), pytest.raises(InputError, match="pooling is 'median': choose one of"):
+        MLE(12, pooling="median").fit(x)
 
 
 @pytest.mark.parametrize("version", ["fukunaga-olsen", "ratio"])

@@ -47,6 +47,7 @@ def decoder_rank(
 ) -> Estimate:
     """Count the directions in which G moves x: the rank of dG/dz.
 
+    LID_theta of a GAN in the framework of memorization by LID (Ross et al. 2025, arXiv 2411.00113).
     With a standard normal prior G spreads x by s_i along the i-th singular direction of dG/dz: a
     variance of s_i^2, for which a denoiser's Jacobian at noise sigma has the eigenvalue
     s_i^2 / (s_i^2 + sigma^2). So
@@ -94,8 +95,10 @@ def decoder_lpca(
 ) -> Estimate:
     """Count the principal components of G(z + spread n): local PCA of perturbed latents.
 
-    The components' standard deviations over `spread` are the singular values of dG/dz where G is
-    straight over that distance; where it is not, bends count too. Passes forward only.
+    Cov G(z + spread n) / spread^2 = J J^T, J = dG/dz, where G is straight over that distance, so
+    that the components' standard deviations over `spread` are the singular values of J; where it is
+    not, bends count too. Local PCA (Fukunaga and Olsen 1971) on points that the model makes itself,
+    by passes forward only.
 
     Args:
         decoder: a Decoder, or any module z -> x.
@@ -112,6 +115,11 @@ def decoder_lpca(
 
     Raises:
         InputError: latents, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> scales = torch.tensor([2.0, 1.0, 1e-3, 0.0])
+    >>> decoder_lpca(lambda z: z * scales + 7, torch.zeros(1, 4), 0.1).lid
+    tensor([2.])
     """
     decoder = as_decoder(decoder)
     _check(decoder, z, sigma, rule)
@@ -147,9 +155,9 @@ def decoder_slope(
 
     p_sigma(x) = int N(z'; 0, I) N(x; G(z'), sigma^2 I) dz' gives, under the integral sign,
     LID = E |x - G(z')|^2 / sigma^2 over the posterior of z' given x: FLIPD of the decoder, at x
-    itself, with no density and no regression. The posterior is sampled around z by importance
-    from its Gaussian approximation there, precision I + J^T J / sigma^2; other latents that lead
-    to x are not seen.
+    itself (Kamkari et al. 2024, arXiv 2406.03537), with no density and no regression. The posterior
+    is sampled around z by importance from its Gaussian approximation there, of precision
+    I + J^T J / sigma^2; other latents that lead to x are not seen.
 
     Args:
         decoder: a Decoder, or any module z -> x, with a standard normal prior.
@@ -165,6 +173,14 @@ def decoder_slope(
 
     Raises:
         InputError: latents, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> scales = torch.tensor([2.0, 1.0, 1e-3, 0.0])
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> decoder_slope(
+    ...     lambda z: z * scales + 7, torch.zeros(1, 4), 0.1, generator=generator
+    ... ).lid.round()
+    tensor([2.])
     """
     decoder = as_decoder(decoder)
     _check(decoder, z, sigma, "soft")

@@ -37,6 +37,9 @@ def sampler_lid(
 ) -> Estimate:
     """Estimate LID_theta(x) from the model's samples near x, by a data-side estimator.
 
+    LID_theta(x) = LID of the distribution of `sample`, at x, by definition: whatever estimates the
+    one from points (Levina and Bickel 2004, where it is `MLE`) estimates the other.
+
     Any sampler will do, be it behind an API; one that samples under one prompt gives
     LID_theta(x | prompt). The samples must come close to x: where few do, the LID is that of the
     way to them, and too large. Copies of one image among the samples are a point mass, LID 0.

@@ -110,8 +110,9 @@ def transition_mass(
 
     An eigenvalue at the threshold, which counts one half, adds 1; one that counts all or nothing
     adds 0. Where this is a large part of the LID, the spectrum has no gap at this scale, and the
-    LID depends on the threshold as much as on the model. With the count of LHSD each normal
-    direction adds 0.22, since none is ever decided.
+    LID depends on the threshold as much as on the model. With the count of LHSD (Osada 2026, arXiv
+    2605.01221, whose diagnostic this is) each normal direction adds 0.22, since none is ever
+    decided.
 
     Args:
         denoiser: as in `spectral_lid`, like all that follow.
@@ -132,6 +133,12 @@ def transition_mass(
 
     Raises:
         InputError: points, sigma or options that cannot be used.
+
+    >>> import torch
+    >>> def edge(x, sigma):  # one direction free, one at the threshold, one normal
+    ...     return x * torch.tensor([1.0, 0.5, 0.0])
+    >>> transition_mass(edge, torch.zeros(1, 3), 0.1)[0].round()
+    tensor([1.])
     """
     f, steps = _filter(count, threshold, power, n_steps, n_probes)
 
