@@ -100,7 +100,8 @@ class Product:
 
     def place(self, x: Tensor) -> Tensor:
         """Centre, scale and round."""
-        return (x.to(self.center.dtype) * self.scale - self.center).to(self.dtype)
+        scaled = x.to(self.center.dtype) * self.scale
+        return scaled.sub_(self.center).to(self.dtype)
 
     def _best(self, x: Tensor, y: Tensor, c: int) -> tuple[Tensor, Tensor]:
         """Find the c smallest lower bounds of each query, some queries at a time."""
