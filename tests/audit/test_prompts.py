@@ -101,11 +101,11 @@ def test_an_audit_goes_on_where_it_stopped(pipeline, lists, tmp_path, monkeypatc
     full = run_prompts(plan(pipeline, lists, tmp_path, out=str(tmp_path / "full")), progress=False)
     calls, original = [], scored_module.score_prompt
 
-    def stops(model, prompt, *rest):
+    def stops(model, prompt, **rest):
         calls.append(prompt)
         if len(calls) == len(ORDINARY) + 2:
             raise KeyboardInterrupt
-        return original(model, prompt, *rest)
+        return original(model, prompt, **rest)
 
     monkeypatch.setattr(scored_module, "score_prompt", stops)
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,7 @@ from memfold.explain.attribution import attribute
 from memfold.explain.states import keyed_noises
 from memfold.memorization.prompt_scores import SCORES
 from memfold.sampling.trajectory import generate_watched
-from memfold.tensors import base_seed
+from memfold.tensors import base_seed, text_seed
 from memfold.types import InputError
 from tests.text_to_image import tiny
 
@@ -116,6 +116,16 @@ def test_guided_flipd_against_differences_of_both_halves():
     )
     drop = score(run.cond) - score(model.condition(""))
     assert float(found.left_out[0]) == pytest.approx(drop, rel=1e-5)
+
+
+def test_without_a_generator_noises_are_keyed_by_the_prompt():
+    model, options = adapted("sd1 (eps)"), {"seeds": (3,), "num_inference_steps": 2}
+    one, again = (attribute(model, PROMPT, **options) for _ in range(2))
+    torch.testing.assert_close(one.weights, again.weights, rtol=0, atol=0)
+    drawn = generate_watched(model, PROMPT, [3], num_inference_steps=2)
+    keyed = torch.Generator().manual_seed(text_seed(PROMPT))
+    given = attribute(model, PROMPT, generation=drawn, generator=keyed)
+    torch.testing.assert_close(one.weights, given.weights, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("score", list(SCORES))

@@ -181,16 +181,17 @@ def _made(job: Job) -> Mitigation | None:
     seed = text_seed(job.prompt, scoring.seed)
     weights = None
     if job.spec.method == "rewrite":
-        weights = _attributed(model, job.prompt, scoring)
+        weights = _attributed(model, job.prompt, scoring, seed)
     return mitigate(
         model, job.prompt, method=job.spec.method, seeds=scoring.seeds, weights=weights,
         generator=torch.Generator().manual_seed(seed), **scoring.options(), **own,
     )  # fmt: skip
 
 
-def _attributed(model: TextToImage, prompt: str, scoring: Scoring) -> Attribution:
-    seeds = [max(scoring.seeds) + 1, max(scoring.seeds) + 2]
-    return attribute(model, prompt, seeds=seeds, **scoring.options())
+def _attributed(model: TextToImage, prompt: str, scoring: Scoring, seed: int) -> Attribution:
+    seeds, generator = [max(scoring.seeds) + 1, max(scoring.seeds) + 2], torch.Generator()
+    generator.manual_seed(seed)
+    return attribute(model, prompt, seeds=seeds, generator=generator, **scoring.options())
 
 
 def _attack(job: Job) -> Columns:
