@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from copy import copy
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -43,31 +44,36 @@ class Product:
     """
 
     spare = SPARE
+    _fine: Product | None
 
     def __init__(self, queries: Tensor, reference: Tensor, fine: bool = False) -> None:
         exact = torch.get_float32_matmul_precision() == "highest"  # no TF32, no bfloat16
-        self.dtype = torch.float32 if exact and not fine else torch.float64
         self.queries, self.reference = queries, reference
-        parts = [part.sum(0, dtype=torch.float64) for part in split(reference)]
-        self.center = torch.stack(parts).sum(0) / len(reference)
         both = (reference,) if queries is reference else (queries, reference)
         ends = [float(e) for t in both for part in split(t) if len(part) for e in part.aminmax()]
         far = 2 * max(map(abs, ends))
         self.scale = 2.0 ** min(1000, max(-1000, -math.ceil(math.log2(far)))) if far else 1.0
-        self.center = (self.center * self.scale).to(
-            torch.promote_types(reference.dtype, self.dtype)
-        )
-        d = reference.shape[1]
-        self.error = 4 * (d + 16) * torch.finfo(self.dtype).eps / 2
-        self._fine: Product | None = None
-        self.tiny = 4 * (d + 16) * torch.finfo(self.dtype).tiny
+        total = reference.new_zeros(reference.shape[1], dtype=torch.float64)
+        for part in split(reference):
+            total += part.sum(0, dtype=torch.float64)  # one at a time: each makes a copy in float64
+        self._middle = total / len(reference) * self.scale
+        self._round(torch.float32 if exact and not fine else torch.float64)
+
+    def _round(self, dtype: torch.dtype) -> None:
+        """Set the dtype of the product, and with it the error of its bounds."""
+        self.dtype, self._fine = dtype, None
+        self.center = self._middle.to(torch.promote_types(self.reference.dtype, dtype))
+        d = self.reference.shape[1]
+        self.error = 4 * (d + 16) * torch.finfo(dtype).eps / 2
+        self.tiny = 4 * (d + 16) * torch.finfo(dtype).tiny
 
     def finer(self) -> Product:
         """Screen in float64 what float32 could not tell apart."""
         if self.dtype == torch.float64:
             return self
         if self._fine is None:
-            self._fine = Product(self.queries, self.reference, fine=True)
+            self._fine = fine = copy(self)
+            fine._round(torch.float64)
         return self._fine
 
     def block(self, memory_budget: int) -> int:
@@ -117,9 +123,21 @@ class Product:
         return max(1, min(_COLUMNS, memory_budget // (32 * (self.reference.shape[1] + 1))))
 
     def _tiles(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        for start in range(0, len(self.reference), rows):
-            columns = slice(start, min(start + rows, len(self.reference)))
-            yield columns, self.place(self.reference[columns])
+        """Place the reference, part by part, in the same memory: each part ends the one before.
+
+        Fresh memory for each would be kept by malloc, part upon part, in a process that also
+        makes small blocks.
+        """
+        n, d = self.reference.shape
+        placed = self.center.new_empty(min(rows, n), d)
+        rounded = placed if placed.dtype == self.dtype else placed.to(self.dtype)
+        for start in range(0, n, rows):
+            columns = slice(start, min(start + rows, n))
+            some, out = (t[: columns.stop - start] for t in (placed, rounded))
+            some.copy_(self.reference[columns]).mul_(self.scale).sub_(self.center)
+            if rounded is not placed:
+                out.copy_(some)
+            yield columns, out
 
     def _lower(self, x: Tensor, y: Tensor, size: Tensor) -> Tensor:
         """Lower bound of |x - y|^2 without what x alone adds to it."""
