@@ -24,6 +24,7 @@ from .noised import (
     rows_that_fit,
 )
 
+_ROWS = 32  # in a chunk, at most: all of them go on until the last one's rank is found
 _FLOOR = 1e-3  # eigenvalues below are equally small, for the rule "ratio"
 
 
@@ -92,7 +93,7 @@ def jacobian_rank(
     check_points(denoiser, x, sigma)
     x, seed = x.detach(), base_seed(generator)
     most = min(max_size, x[0].numel())
-    size = rows_that_fit(denoiser, x, sigma, cond, memory_budget, most)
+    size = min(rows_that_fit(denoiser, x, sigma, cond, memory_budget, most), max(_ROWS, n_noises))
     each, open_ends = [], 0
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
         jacobian = jacobian_at(denoiser, rows, sigma)
