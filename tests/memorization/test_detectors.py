@@ -136,7 +136,7 @@ def test_flipd_counts_the_dimensions(exact, place):
     noises = NOISES // 2 if place else NOISES
     error = 4 * (2 * 40 / (noises * PROBES)) ** 0.5
     for name, k in (("flipd_conditional", 5), ("flipd_unconditional", 40)):
-        score = DETECTORS[name + place](exact, generator=seeded(5))
+        score = DETECTORS[name + place](exact, generator=seeded(5)) * (-1 if place else 1)
         assert (score + k).abs().max() < error
 
 
@@ -145,7 +145,7 @@ def test_losses_count_the_dimensions(exact, place):
     # A mean of chi-squares: variance 2 k / n.
     noises = LOSS_NOISES // 2 if place else LOSS_NOISES
     for name, k in (("loss_conditional", 5), ("loss_unconditional", 40)):
-        score = DETECTORS[name + place](exact, generator=seeded(6))
+        score = DETECTORS[name + place](exact, generator=seeded(6)) * (-1 if place else 1)
         assert (score + k).abs().max() < 4 * (2 * k / noises) ** 0.5
 
 
@@ -279,7 +279,8 @@ def memorizing():
     [
         "cfg_norm", "cfg_norm_last", "bright_ending", "flipd_conditional", "loss_conditional",
         "freedom_taken", "freedom_taken_loss", "spectral_conditional", "curvature_difference",
-        "tiled_l2", "seed_dimension",
+        "tiled_l2", "seed_dimension", "flipd_conditional_first", "flipd_unconditional_first",
+        "loss_conditional_first",
     ],
 )  # fmt: skip
 def test_memorized_prompts_score_higher(memorizing, name):

@@ -63,7 +63,9 @@ def loss_guided(
 def loss_conditional_first(
     generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
 ) -> Float[Tensor, " b"]:
-    """-E |n - eps_c|^2 at D_w(x_T), before the image is made.
+    """E |n - eps_c|^2 at D_w(x_T), which the first step foresees.
+
+    Large where that is an image and no blur: see `flipd_conditional_first`.
 
     Args:
         generation: a run.
@@ -73,13 +75,13 @@ def loss_conditional_first(
     Returns:
         One score an image, shape (b,).
     """
-    return -shell(generation, sigma, generator, "first").loss("with")
+    return shell(generation, sigma, generator, "first").loss("with")
 
 
 def loss_unconditional_first(
     generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
 ) -> Float[Tensor, " b"]:
-    """-E |n - eps_0|^2 at D_w(x_T), before the image is made.
+    """E |n - eps_0|^2 at D_w(x_T); large where the first step foresees an image.
 
     Args:
         generation: a run with guidance.
@@ -89,13 +91,13 @@ def loss_unconditional_first(
     Returns:
         One score an image, shape (b,).
     """
-    return -shell(generation, sigma, generator, "first").loss("without")
+    return shell(generation, sigma, generator, "first").loss("without")
 
 
 def loss_guided_first(
     generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
 ) -> Float[Tensor, " b"]:
-    """-E |n - eps_w|^2 at D_w(x_T), before the image is made.
+    """E |n - eps_w|^2 at D_w(x_T); large where the first step foresees an image.
 
     Args:
         generation: a run with guidance.
@@ -105,4 +107,4 @@ def loss_guided_first(
     Returns:
         One score an image, shape (b,).
     """
-    return -shell(generation, sigma, generator, "first").loss("guided")
+    return shell(generation, sigma, generator, "first").loss("guided")

@@ -65,7 +65,11 @@ def flipd_guided(
 def flipd_conditional_first(
     generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
 ) -> Float[Tensor, " b"]:
-    """-FLIPD under the prompt at D_w(x_T), before the image is made.
+    """FLIPD under the prompt at D_w(x_T), which the first step foresees.
+
+    A prompt that is known by heart foresees its image at once, others a blur, which leaves the
+    model fewer degrees of freedom: here the sign is the other one than at the finished image.
+    It was settled on the bundled pipeline (docs/detectors.md).
 
     Args:
         generation: a run.
@@ -75,13 +79,13 @@ def flipd_conditional_first(
     Returns:
         One score an image, shape (b,).
     """
-    return -shell(generation, sigma, generator, "first").trace("with")
+    return shell(generation, sigma, generator, "first").trace("with")
 
 
 def flipd_unconditional_first(
     generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
 ) -> Float[Tensor, " b"]:
-    """-FLIPD without the prompt at D_w(x_T), before the image is made.
+    """FLIPD without the prompt at D_w(x_T); large where the first step foresees an image.
 
     Args:
         generation: a run with guidance.
@@ -91,13 +95,13 @@ def flipd_unconditional_first(
     Returns:
         One score an image, shape (b,).
     """
-    return -shell(generation, sigma, generator, "first").trace("without")
+    return shell(generation, sigma, generator, "first").trace("without")
 
 
 def flipd_guided_first(
     generation: Generation, *, generator: torch.Generator | None = None, sigma: float = SIGMA
 ) -> Float[Tensor, " b"]:
-    """-FLIPD of the guided model at D_w(x_T), before the image is made.
+    """FLIPD of the guided model at D_w(x_T); large where the first step foresees an image.
 
     Args:
         generation: a run with guidance.
@@ -107,4 +111,4 @@ def flipd_guided_first(
     Returns:
         One score an image, shape (b,).
     """
-    return -shell(generation, sigma, generator, "first").trace("guided")
+    return shell(generation, sigma, generator, "first").trace("guided")
