@@ -113,7 +113,8 @@ def test_two_lists_of_prompts_go_the_same_way(tmp_path):
     command = [
         sys.executable, "-m", "experiments.detection.stable_diffusion", "--model",
         "assets/text_to_image/model", "--memorized", tmp_path / "memorized.csv", "--other",
-        tmp_path / "other.csv", "--steps", "8", "--images", "2", "--out", out,
+        tmp_path / "other.csv", "--steps", "8", "--guidance-scale", "3", "--images", "2",
+        "--out", out,
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     found = {c["text"]: c["outcome"] for c in json.loads((out / "claims.json").read_text())}
