@@ -1,5 +1,6 @@
 """The benchmarks' own yardsticks: they count right, and compare with the right thing."""
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -66,3 +67,19 @@ def test_a_network_learns_its_manifold(networks):
     model = networks.as_denoiser(net.requires_grad_(False), networks.linear_table(), 8)
     out = model(x[:200] + 0.5 * torch.randn(200, 8, generator=seeded(1)), 0.5)
     assert float(out[:, 2:].square().mean()) < 0.5 * 0.25  # half of the noise is gone, at least
+
+
+@pytest.mark.parametrize("name", ["accuracy", "speed"])
+def test_one_command_runs_parts_that_there_are(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module, parts = importlib.import_module(name), importlib.import_module("parts")
+    with pytest.raises(ValueError, match="pass --peer-python"):
+        parts.commands(module.PARTS, module.PARTS, None)
+    found = parts.commands(module.PARTS, module.PARTS, "/a b/python")
+    for part, (_, script, *options) in found.items():
+        text = Path(script).read_text("utf-8")
+        for option in options:  # an option or a choice of its own, or a value of one
+            known = option in text or option.isdigit() or option == "/a b/python"
+            assert known, (part, option)
+    for module in (name, "parts"):
+        sys.modules.pop(module)
