@@ -6,7 +6,7 @@ import diffusers
 import torch
 import transformers
 
-from .tiny import LENGTH, WORDS, clip_text, clip_tokenizer, t5, vae, word_tokenizer
+from .tiny import LENGTH, clip_text, clip_tokenizer, t5, vae, word_tokenizer
 
 _CHAT = (
     "{% for m in messages %}{% if m['content'] is string %}{{ m['content'] }}"
@@ -36,7 +36,7 @@ def qwen3(words, layers=4):
 
 
 def flux2_vae():
-    """Its latents are patchified and normalised by a batch norm whose statistics are not 0 and 1."""
+    """Latents in patches, normalised by a batch norm whose statistics are not 0 and 1."""
     net = diffusers.AutoencoderKLFlux2(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
