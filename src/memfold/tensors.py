@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "allocate memory",  # Linux: "can't allocate memory", "Cannot allocate memory"
+    "alloc_failed",  # cuBLAS, cuDNN
+    "bad_alloc",
+    "bad allocation",
+    "invalid buffer size",  # MPS
+    "storage size calculation overflowed",
+    "integer multiplication overflow",
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, in any of the words that torch and the systems have for it."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in _MEMORY)
 
 
 def expand(sigma: float | Tensor, x: Float[Tensor, "b *d"]) -> Tensor:

@@ -86,6 +86,7 @@ def read_inputs(plan: Plan) -> Inputs:
         guidance_scale=plan.guidance_scale,
         allow_pickle=plan.allow_pickle,
         device=plan.device,
+        dtype=torch.float16 if plan.half else torch.float32,
     )
     if plan.sigma is not None and not denoiser.sigma_min <= plan.sigma <= denoiser.sigma_max:
         raise InputError(

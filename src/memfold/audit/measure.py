@@ -18,6 +18,7 @@ from memfold.lid.dsm import denoising_residuals
 from memfold.lid.noised import mean_over_noises
 from memfold.lid.scale import ESTIMATORS, knee
 from memfold.sampling.generate import generate
+from memfold.tensors import is_out_of_memory
 from memfold.types import Curve, Estimate
 
 from .plan import Plan
@@ -72,7 +73,7 @@ class Bench:
     def points(self, flat: Tensor) -> Tensor:
         """Give flat points the model's shape, on its device."""
         shape = self.denoiser.shape or flat.shape[1:]
-        return flat.reshape(-1, *shape).to(self.denoiser.device, self.denoiser.dtype)
+        return flat.reshape(-1, *shape).to(self.denoiser.device, self.denoiser.point_dtype)
 
 
 def model_side(
@@ -223,20 +224,18 @@ def with_less_memory(size: int, run: Callable[[int], T]) -> T:
 
     Raises:
         RuntimeError: memory does not suffice for a batch of one.
+        MemoryError: likewise.
+        OSError: likewise.
     """
     try:
         return run(size)
-    except RuntimeError as error:
-        if size == 1 or not _out_of_memory(error):
+    except (RuntimeError, MemoryError, OSError) as error:
+        if size == 1 or not is_out_of_memory(error):
             raise
     tqdm.write(f"memfold: out of memory at batch size {size}; halving it", file=sys.stderr)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return with_less_memory(size // 2, run)
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
 
 
 def _by_products(bench: Bench, x: Tensor, sigma: float) -> Estimate:

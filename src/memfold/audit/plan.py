@@ -43,6 +43,7 @@ class Plan:
         seed: keys all randomness.
         batch_size: rows in one pass of the network; halved when memory runs out.
         device: where to compute.
+        half: compute in half precision; points stay float32.
         class_label: the class that a class-conditional model is fixed to.
         guidance_scale: classifier-free guidance with that class.
         allow_pickle: also read weights from pickles.
@@ -73,6 +74,7 @@ class Plan:
     seed: int = 0
     batch_size: int = 128
     device: str = "cpu"
+    half: bool = False
     class_label: int | None = None
     guidance_scale: float | None = None
     allow_pickle: bool = False

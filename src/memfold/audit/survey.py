@@ -50,6 +50,7 @@ def model_lid(
     seed: int = 0,
     class_label: int | None = None,
     device: str = "cpu",
+    half: bool = False,
     resize: bool = False,
     allow_pickle: bool = False,
     progress: bool = False,
@@ -66,6 +67,7 @@ def model_lid(
         seed: keys all randomness.
         class_label: class of a class-conditional model.
         device: where to compute.
+        half: compute in half precision; points stay float32.
         resize: bring images of another size to the model's.
         allow_pickle: also read weights from pickles.
         progress: show progress bars.
@@ -81,7 +83,11 @@ def model_lid(
     if limit is not None and limit < 1:
         raise InputError(f"--limit = {limit}; take 1 or more")
     denoiser = load_images_model(
-        model, class_label=class_label, device=device, allow_pickle=allow_pickle
+        model,
+        class_label=class_label,
+        device=device,
+        allow_pickle=allow_pickle,
+        dtype=torch.float16 if half else torch.float32,
     )
     found = read_for(denoiser, images, resize)
     x = torch.cat([denoiser.encode(found.batch(i, i + 64)) for i in range(0, len(found), 64)])

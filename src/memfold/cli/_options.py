@@ -10,11 +10,22 @@ Out = Annotated[
     str, typer.Option("--out", help="Directory of the results; made if it is not there.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, nothing else.")]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="Print errors alone, and a result that no file takes; --json still prints."
+    ),
+]
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show the traceback of an error, as MEMFOLD_DEBUG=1 does.")
+]
 Seed = Annotated[
     int, typer.Option("--seed", help="The same seed gives the same numbers and images.")
 ]
 Device = Annotated[str, typer.Option("--device", help="Where to compute: cpu, cuda, mps ...")]
-Half = Annotated[bool, typer.Option("--half", help="Compute in float16 (on a GPU).")]
+Half = Annotated[
+    bool, typer.Option("--half", help="Compute in float16; nothing where no network runs.")
+]
 Pickle = Annotated[
     bool,
     typer.Option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import typer
@@ -13,11 +14,30 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
+def print_json(value: Any) -> None:
+    """Print the one document of --json; NaN and infinity, which JSON has not, become null."""
+    typer.echo(json.dumps(_finite(value), indent=1))
+
+
+def note_half(half: bool, command: str, quiet: bool) -> None:
+    """Say that --half changes nothing where no network runs."""
+    if half and not quiet:
+        typer.echo(f"Note: {command} runs no network; --half changes nothing here", err=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def print_table(
     table: dict[str, list[Any]], title: str, as_json: bool, limit: int | None = None
 ) -> None:
     if as_json:
-        typer.echo(json.dumps({"title": title, "rows": table}))
+        print_json({"title": title, "rows": table})
         return
     from rich.console import Console
     from rich.table import Table

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from memfold.cli._options import ClassLabel, Device, Json, Out, Overwrite, Pickle, Resize, Seed
+from memfold.cli._options import (
+    ClassLabel,
+    Debug,
+    Device,
+    Half,
+    Json,
+    Out,
+    Overwrite,
+    Pickle,
+    Quiet,
+    Resize,
+    Seed,
+)
+from memfold.cli._printing import print_json
 from memfold.types import InputError
 
 # Headings of the help.
@@ -212,11 +224,14 @@ def audit(
     ] = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    half: Half = False,
     resize: Resize = False,
     allow_pickle: Pickle = False,
     overwrite: Overwrite = False,
     title: Annotated[str, typer.Option("--title", help="Heading of the report.")] = "",
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Say which images a diffusion model memorized, of which kind, and why.
 
@@ -233,13 +248,16 @@ def audit(
     """
     from memfold.report.html import write
 
-    given = {k: v for k, v in locals().items() if k not in ("json_", "write", "no_explain")}
+    own = ("json_", "quiet", "debug", "write", "no_explain")
+    given = {k: v for k, v in locals().items() if k not in own}
     given["fail_on"] = tuple(kind.strip() for kind in fail_on.split(",") if kind.strip())
     given["explain"] = not no_explain
-    facts = run_audit(given, progress=not json_)
+    facts = run_audit(given, progress=not (json_ or quiet))
     report = write(Path(out))
     if json_:
-        typer.echo(json.dumps(facts, indent=1))
+        print_json(facts)
+    elif quiet:
+        pass
     elif prompts is not None:
         print_prompts(facts, str(report))
     else:
@@ -252,7 +270,7 @@ def audit(
 _PROMPTS = ("ordinary", "images", "steps", "shown", "mitigate", "workers")
 _BOTH = (
     "model", "out", "data", "embedding", "alpha", "limit", "guidance_scale", "seed", "device",
-    "allow_pickle", "fail_on", "overwrite", "title", "explain",
+    "half", "allow_pickle", "fail_on", "overwrite", "title", "explain",
 )  # fmt: skip
 
 

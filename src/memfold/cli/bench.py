@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from memfold.cli._options import (
+    Debug,
     Device,
     Guidance,
     Half,
@@ -17,10 +17,12 @@ from memfold.cli._options import (
     Overwrite,
     Pickle,
     Pipeline,
+    Quiet,
     Seed,
     Steps,
     Workers,
 )
+from memfold.cli._printing import print_json
 from memfold.types import InputError
 
 
@@ -106,6 +108,8 @@ def bench(
     allow_pickle: Pickle = False,
     overwrite: Overwrite = False,
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Compare all detectors, or all mitigations, on prompts whose answer is known.
 
@@ -140,7 +144,7 @@ def bench(
             thinned(labelled, limit), scoring, out, ordinary=base, attacked=attacked,
             methods=[name.strip() for name in methods.split(",") if name.strip()],
             spaces=Spaces(data=data, embedding=embedding, clip=clip, copy_limit=copy_limit),
-            workers=workers, overwrite=overwrite, progress=not json_,
+            workers=workers, overwrite=overwrite, progress=not (json_ or quiet),
         )  # fmt: skip
     else:
         from memfold.audit.bench import bench as run
@@ -148,7 +152,10 @@ def bench(
         labelled, base = read_labelled(prompts, memorized, other, ordinary, limit=limit)
         found = run(
             labelled, scoring, out, ordinary=base, workers=workers, overwrite=overwrite,
-            progress=not json_,
+            progress=not (json_ or quiet),
         )  # fmt: skip
     table = Path(out) / ("mitigation.md" if mitigation else "bench.md")
-    typer.echo(json.dumps(found) if json_ else table.read_text("utf-8"))
+    if json_:
+        print_json(found)
+    elif not quiet:
+        typer.echo(table.read_text("utf-8"))

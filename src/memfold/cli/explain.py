@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
 from memfold.cli._options import (
+    Debug,
     Device,
     Guidance,
     Half,
@@ -16,10 +16,11 @@ from memfold.cli._options import (
     Pickle,
     Pipeline,
     Prompt,
+    Quiet,
     Seed,
     Steps,
 )
-from memfold.cli._printing import printable
+from memfold.cli._printing import print_json, printable
 
 
 def explain(
@@ -53,6 +54,8 @@ def explain(
     half: Half = False,
     allow_pickle: Pickle = False,
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Say which words of a prompt a memorization score hangs on.
 
@@ -74,7 +77,8 @@ def explain(
     if out is not None:
         write_explanation(found, out)
     if json_:
-        typer.echo(json.dumps(found.facts()))
+        print_json(found.facts())
+    if json_ or (quiet and out is not None):
         return
     from rich.console import Console
     from rich.table import Table

@@ -7,8 +7,18 @@ from typing import Annotated
 
 import typer
 
-from memfold.cli._options import ClassLabel, Device, Json, Pickle, Resize, Seed
-from memfold.cli._printing import print_table
+from memfold.cli._options import (
+    ClassLabel,
+    Debug,
+    Device,
+    Half,
+    Json,
+    Pickle,
+    Quiet,
+    Resize,
+    Seed,
+)
+from memfold.cli._printing import note_half, print_json, print_table, printable
 
 
 def lid(
@@ -43,9 +53,12 @@ def lid(
     class_label: ClassLabel = None,
     seed: Seed = 0,
     device: Device = "cpu",
+    half: Half = False,
     resize: Resize = False,
     allow_pickle: Pickle = False,
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Estimate the model's LID at given images, and its curve over scales.
 
@@ -59,8 +72,8 @@ def lid(
 
     found = model_lid(
         model, images, sigma=sigma, estimator=estimator, noises=noises, limit=limit, seed=seed,
-        class_label=class_label, device=device, resize=resize, allow_pickle=allow_pickle,
-        progress=not json_,
+        class_label=class_label, device=device, half=half, resize=resize,
+        allow_pickle=allow_pickle, progress=not (json_ or quiet),
     )  # fmt: skip
     if out is not None:
         save(found.table, out)
@@ -72,7 +85,8 @@ def lid(
             )
         ]
         write_figure(curves(found.curve.sigmas.tolist(), lines, None, sigma=found.sigma), figure)
-    print_table(found.table, found.title, json_)
+    if json_ or not (quiet and out is not None):
+        print_table(found.table, found.title, json_)
 
 
 def data_lid(
@@ -95,7 +109,10 @@ def data_lid(
     out: Annotated[
         str | None, typer.Option("--out", help="Write the table to a .parquet or .csv file.")
     ] = None,
+    half: Half = False,
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Find what a data set will make any model memorize, before any training.
 
@@ -106,14 +123,20 @@ def data_lid(
     """
     from memfold.audit.survey import data_risk, save
 
+    note_half(half, "memfold data-lid", quiet)
     found = data_risk(data, estimator=estimator, neighbors=neighbors, tolerance=tolerance)
     if out is not None:
         save(found.table, out)
-    print_table(found.table, found.title, json_, limit)
+    if json_ or not (quiet and out is not None):
+        print_table(found.table, found.title, json_, limit)
 
 
 def report(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="What `audit` wrote to --out.")],
+    half: Half = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Draw the report of an audit again, without a model.
 
@@ -123,4 +146,9 @@ def report(
     """
     from memfold.report.html import write
 
-    typer.echo(f"Report: {write(Path(directory))}")
+    note_half(half, "memfold report", quiet)
+    written = write(Path(directory))
+    if json_:
+        print_json({"report": str(written)})
+    elif not quiet:
+        typer.echo(f"Report: {printable(str(written))}")

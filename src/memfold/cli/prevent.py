@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from memfold.cli._options import (
+    Debug,
     Device,
     Guidance,
     Half,
@@ -18,10 +18,11 @@ from memfold.cli._options import (
     Pickle,
     Pipeline,
     Prompt,
+    Quiet,
     Seed,
     Steps,
 )
-from memfold.cli._printing import printable
+from memfold.cli._printing import print_json, printable
 
 
 def calibrate(
@@ -64,6 +65,9 @@ def calibrate(
     half: Half = False,
     allow_pickle: Pickle = False,
     overwrite: Overwrite = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Find the band in which ordinary prompts stay over the steps, for memfold.Guard.
 
@@ -80,11 +84,23 @@ def calibrate(
         device=device, half=half, allow_pickle=allow_pickle,
     )  # fmt: skip
     band = calibrated(
-        scoring, prompts, out, alpha=alpha, scores=tuple(score or ()), overwrite=overwrite
+        scoring,
+        prompts,
+        out,
+        alpha=alpha,
+        scores=tuple(score or ()),
+        overwrite=overwrite,
+        progress=not (json_ or quiet),
     )
+    if json_:
+        named = ("scores", "alpha", "n", "images", "threshold", "conditions")
+        print_json({"band": out, **{name: getattr(band, name) for name in named}})
+    if json_ or quiet:
+        return
     typer.echo(
-        f"{out}: {band.n} ordinary prompts, {len(band.sigmas)} steps, limit {band.threshold:.3g} "
-        f"spreads above the median at every step, false-positive rate {band.alpha:g}."
+        f"{printable(out)}: {band.n} ordinary prompts, {len(band.sigmas)} steps, limit "
+        f"{band.threshold:.3g} spreads above the median at every step, false-positive rate "
+        f"{band.alpha:g}."
     )
 
 
@@ -117,6 +133,8 @@ def mitigate(
     half: Half = False,
     allow_pickle: Pickle = False,
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Draw a prompt without repeating what the model knows by heart.
 
@@ -134,7 +152,8 @@ def mitigate(
     )  # fmt: skip
     found = mitigated(scoring, prompt, out, method=method, band=band, data=data)
     if json_:
-        typer.echo(json.dumps(found))
+        print_json(found)
+    if json_ or quiet:
         return
     typer.echo(printable(found["description"]))
     for name, (before, after) in found["scores"].items():

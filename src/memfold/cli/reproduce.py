@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memfold.cli._options import Json, Seed
-from memfold.cli._printing import printable
+from memfold.cli._boundary import CRASH
+from memfold.cli._options import Debug, Half, Json, Quiet, Seed
+from memfold.cli._printing import note_half, print_json, printable
 
 if TYPE_CHECKING:
     from memfold.audit.reproduce import Outcome
@@ -36,12 +37,15 @@ def reproduce(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Compute steps again that are cached in --out.")
     ] = False,
+    half: Half = False,
     json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Repeat the paper's experiments, and say which of its claims hold.
 
     Writes figures, tables and claims.md (statistic, interval, outcome) to --out. A claim that fails
-    is a result: exit code 1 only means that an experiment broke. A run that was stopped goes on
+    is a result; exit code 70 means that an experiment broke. A run that was stopped goes on
     where it was. The experiments stand in memfold's repository, not in the installed package.
 
     [bold]Example[/bold]: memfold reproduce circle --quick
@@ -53,30 +57,32 @@ def reproduce(
 
     root = find(checkout)
     known = available(root)
+    note_half(half, "memfold reproduce", quiet)
     if not name:
-        typer.echo(
-            json.dumps(known) if json_ else "\n".join(f"{k:<14} {v}" for k, v in known.items())
-        )
+        if json_:
+            print_json(known)
+        else:
+            typer.echo("\n".join(f"{k:<14} {v}" for k, v in known.items()))
         return
 
     def ended(outcome: Outcome) -> None:
-        if not json_:
+        if not (json_ or quiet):
             typer.echo(f"{outcome.name:<14} {outcome.seconds:>6.0f} s   {_tally(outcome)}")
 
     names = list(known) if name == "all" else [name]
     outcomes = run_experiments(
         names, root, out, quick=quick, seed=seed, workers=workers, overwrite=overwrite,
-        ended=ended, quiet=json_,
+        ended=ended, quiet=json_ or quiet,
     )  # fmt: skip
     if json_:
-        typer.echo((Path(out) / "claims.json").read_text("utf-8"))
-    else:
+        print_json(json.loads((Path(out) / "claims.json").read_text("utf-8")))
+    elif not quiet:
         for outcome in outcomes:
             for claim in outcome.claims:
                 typer.echo(printable(f"{outcome.name}: {_line(claim)}"))
         typer.echo(f"Results: {out}")
     if any(outcome.code for outcome in outcomes):
-        raise typer.Exit(1)
+        raise typer.Exit(CRASH)
 
 
 def _tally(outcome: Outcome) -> str:

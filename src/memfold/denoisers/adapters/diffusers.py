@@ -23,7 +23,7 @@ from memfold.denoisers.schedules import Schedule, flow_schedule, ve_schedule, vp
 from memfold.types import InputError
 
 from ._images import Latent, UnitRange
-from ._pipeline import SUPPORTED, TEXT, brief, read_pipeline
+from ._pipeline import SUPPORTED, TEXT, brief, quiet_libraries, read_pipeline
 
 _PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
     "epsilon": EpsDenoiser,
@@ -214,7 +214,10 @@ def _place(part: torch.nn.Module, device: str | torch.device, dtype: torch.dtype
     """Move a module; cast it only where need be, since diffusers warns of every cast."""
     part.to(device=device)
     found = next(part.parameters(), None)
-    return part if found is None or found.dtype == dtype else part.to(dtype=dtype)
+    if found is None or found.dtype == dtype:
+        return part
+    with quiet_libraries():
+        return part.to(dtype=dtype)
 
 
 def _check_forward(denoiser: Denoiser, cond: Any) -> None:
