@@ -98,7 +98,7 @@ def _groups(ax: Any, summary: dict[str, np.ndarray]) -> None:
 
 def _verdicts(ax: Any, found: list[dict[str, Any]]) -> None:
     _plane(ax, f"The verdict at the training rows of all {len(found)} seeds")
-    places, kinds = (np.concatenate([made[key] for made in found]) for key in ("places", "kind"))
+    places, kinds = (np.concatenate([made[key] for made in found]) for key in ("places", "verdict"))
     for kind, colour, mark, size in (
         ("none", GREY, ".", 20),
         ("undetermined", "w", "o", 32),

@@ -86,7 +86,7 @@ def measured(
     fresh, fresh_copied = copies(law(50_000, source), train_set)
     return {
         "sigma": sigma, "places": places, "truth": truth[:2000], "samples": samples,
-        "theta": theta.lid, "loss": loss.lid, "held": held_theta.lid, "kind": verdict.kind,
+        "theta": theta.lid, "loss": loss.lid, "held": held_theta.lid, "verdict": verdict.kind,
         "reason": np.array(verdict.reason), "own": [own, copied], "fresh": [fresh, fresh_copied],
         **maps, **{f"star_{k}": v.lid for k, v in star.items()},
     }  # fmt: skip
@@ -138,7 +138,7 @@ def report(run: Run, found: list[dict[str, np.ndarray]]) -> None:
         for name, text in names.items()
     ]
     run.table("lid", ["estimate", "isolated row", "origin", "rest of the circle"], rows)
-    _verdict_table(run, [made["kind"] for made in found])
+    _verdict_table(run, [made["verdict"] for made in found])
     values = {f"{s}_{g}": groups[n][g] for s, n in (("theta", "theta"), ("star", "star_mle"))
               for g in groups["theta"]}  # fmt: skip
     run.figure("circle", circle_figure(found, values))
@@ -170,8 +170,8 @@ def _claims(run: Run, groups: dict[str, Any], found: list[dict[str, np.ndarray]]
     run.claim("The ground truth is a line at the isolated row", "LID_* there, MLE",
               interval(star["isolated"]), **one)  # fmt: skip
     run.claim("It is a point at the origin", "LID_* there, MLE", interval(star["origin"]), **low)
-    kinds = [made["kind"] for made in found]
-    why = {str(m["reason"][0]) or "nothing found" for m in found if m["kind"][0] != "overfitting"}
+    kinds = [made["verdict"] for made in found]
+    why = {str(m["reason"][0]) or "nothing found" for m in found if m["verdict"][0] != "overfitting"}
     for i, kind, text in (
         (0, "overfitting", "The verdict at the isolated row is overfitting"),
         (1, "data", "The verdict at the origin is the data"),

@@ -87,7 +87,7 @@ def test_an_audit_of_prompts(pipeline, lists, tmp_path):
     rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
     assert [r["prompt"] for r in rows] == SUBJECTS
     called = [r["p_value"] <= 0.2 for r in rows]
-    assert [r["kind"] == "memorized" for r in rows] == called
+    assert [r["verdict"] == "memorized" for r in rows] == called
     assert facts["memorized"]["count"] == sum(called)
     assert facts["reference"]["n"] == len(ORDINARY)
     assert facts["reference"]["expected_rate"] == pytest.approx(3 / 17)

@@ -111,7 +111,8 @@ def _results(
     subjects: list[str], judged: dict[str, ndarray], called: ndarray, found: Columns
 ) -> Columns:
     n = len(subjects)
-    table: Columns = {"prompt": subjects, "kind": ["memorized" if c else "none" for c in called]}
+    verdict = ["memorized" if c else "none" for c in called]
+    table: Columns = {"prompt": subjects, "verdict": verdict}
     table |= {k: v.tolist() for k, v in judged.items()}
     for name in (k for k in found if k.startswith("steps.")):
         values = np.asarray(found[name], dtype=float)

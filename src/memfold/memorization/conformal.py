@@ -70,9 +70,11 @@ def calibrate(
         InputError: shapes disagree, or the reference does not determine the regression.
     """
     z, new_z = _rows(value, reference, features, reference_features)
-    p = np.empty(len(value))
-    for start in range(0, len(value), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    index = np.full(len(value), -1) if reference_index is None else np.asarray(reference_index)
+    inside, row = index >= 0, index[index >= 0]
+    p, outside = np.empty(len(value)), np.flatnonzero(~inside)
+    for start in range(0, len(outside), _CHUNK):
+        part = outside[start : start + _CHUNK]
         score, _, _ = _scores(z, reference, new_z[part], value[part])
         p[part] = (score <= score[:, -1:] + _TIE).mean(1)
     nobody = np.zeros((1, z.shape[1])), np.zeros(1)  # a row of zeros takes part in no fit
@@ -80,8 +82,6 @@ def calibrate(
     size = abs(reference - predicted)
     (expected, usual), covariance = _at(new_z, z, own, own_spread, reference, size)
     spread = np.maximum(usual, _FLOOR * size.mean())
-    index = np.full(len(value), -1) if reference_index is None else np.asarray(reference_index)
-    inside, row = index >= 0, index[index >= 0]
     p[inside] = (own <= own[row, None] + _TIE).mean(1)
     expected[inside], spread[inside] = predicted[row], own_spread[row]
     unit, gram = np.sqrt(np.mean(own**2)), np.linalg.inv(z.T @ z)

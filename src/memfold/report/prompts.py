@@ -75,15 +75,15 @@ def render_prompts(directory: Path) -> str:
     from memfold.report.html import environment, style
 
     audit = Fields(read_json(directory / "audit.json"), directory / "audit.json")
-    rows = read_rows(directory / "results.parquet", ("prompt", "kind", "score", "p_value"))
+    rows = read_rows(directory / "results.parquet", ("prompt", "verdict", "score", "p_value"))
     flagged = {r.text("prompt"): r for r in read_rows(directory / "flagged.parquet", ("prompt",))}
     reference = [r.numbers("steps") for r in read_rows(directory / "reference.parquet", ("steps",))]
     titles = {k: str(v) for k, v in audit.fields("signals").values.items()}
     called = sorted(
-        (r for r in rows if r.text("kind") == "memorized"), key=lambda r: -r.number("score")
+        (r for r in rows if r.text("verdict") == "memorized"), key=lambda r: -r.number("score")
     )
     others = sorted(
-        (r for r in rows if r.text("kind") != "memorized"), key=lambda r: -r.number("score")
+        (r for r in rows if r.text("verdict") != "memorized"), key=lambda r: -r.number("score")
     )
     cards = [
         _card(i, row, flagged[row.text("prompt")], reference, titles)
@@ -239,7 +239,7 @@ def _again(row: Fields, shown: Fields) -> tuple[tuple[str, str, str], ...]:
 def _line_of(row: Fields, titles: dict[str, str]) -> list[str]:
     signals = [_signal(row.number(f"signal.{k}")) for k in titles]
     p = words.probability("", row.number("p_value")).strip(" =")
-    return [row.text("prompt"), row.text("kind"), words.number(row.number("score")), p, *signals]
+    return [row.text("prompt"), row.text("verdict"), words.number(row.number("score")), p, *signals]
 
 
 def _signal(value: float) -> str:
