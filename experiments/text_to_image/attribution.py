@@ -116,14 +116,19 @@ class Case:
         for at in PLACES[score][place]:
             if isinstance(at, int):
                 v = g.views[at]
-                yield function(network, v.x, v.sigma, cond, g.uncond, guidance_scale=3.0).sum()
+                own = {} if score == "cfg_norm" else {"guidance_scale": 3.0}
+                yield function(network, v.x, v.sigma, cond, g.uncond, **own).sum()
                 continue
             noise = normal_like(g.x, 1, 5)[:, 0]
             w = 3.0 if "guided" in place else None
+            random = (
+                {"noise": noise}
+                if score == "-denoising_loss"
+                else {"probes": rademacher_like(g.x, 4, 6)}
+            )
             yield function(
-                network, g.x + at * noise, at, cond, g.uncond, guidance_scale=w, noise=noise,
-                probes=rademacher_like(g.x, 4, 6),
-            ).sum()  # fmt: skip
+                network, g.x + at * noise, at, cond, g.uncond, guidance_scale=w, **random
+            ).sum()
 
     def weights(self, score: str, place: str, *, integrate: bool) -> dict[str, np.ndarray]:
         """Weights of the words in each way; the gradients are those of the sum over seeds."""

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memfold.types import InputError
+
 _MEMORY = (
     "out of memory",
     "not enough memory",
@@ -45,9 +47,44 @@ def per_sample(x: Float[Tensor, "b *d"]) -> Float[Tensor, " b"]:
 
 
 def text_seed(text: str, seed: int = 0) -> int:
-    """Key randomness by a text and a seed: texts differ in it, and a call can be repeated."""
+    """Key randomness by a text and a seed: texts differ in it, and a call can be repeated.
+
+    Args:
+        text: any.
+        seed: from 0 to 2**64 - 1.
+
+    Returns:
+        A number from 0 to 2**63 - 1.
+
+    Raises:
+        InputError: the seed is out of range.
+
+    >>> text_seed("a red coat") == text_seed("a red coat", 0) != text_seed("a red coat", 1)
+    True
+    """
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed = {seed}; take one from 0 to 2**64 - 1")
     digest = hashlib.blake2b(text.encode(), digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def prompt_generator(prompt: str, seed: int = 0) -> torch.Generator:
+    """Return the generator of all that is estimated for a prompt; every command takes this one.
+
+    One prompt and one seed have one set of numbers, whichever command computes them. The seeds of
+    the images that a command draws are seed, seed + 1, ...
+
+    Args:
+        prompt: the words.
+        seed: of the command, from 0 to 2**64 - 1.
+
+    Returns:
+        A fresh CPU generator.
+
+    Raises:
+        InputError: the seed is out of range.
+    """
+    return torch.Generator().manual_seed(text_seed(prompt, seed))
 
 
 def base_seed(generator: torch.Generator | None) -> int:

@@ -4,13 +4,13 @@ import json
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from memfold.cli import app, main
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.explain.attribution import attribute
 from memfold.sampling.trajectory import generate_watched
+from memfold.tensors import prompt_generator
 from tests.text_to_image import tiny
 
 pytestmark = tiny.QUIET
@@ -59,11 +59,11 @@ def test_guided_weighs_both_halves_at_the_scale_of_the_images(pipeline, guided):
     )
     a = attribute(
         model, "a red dog", score="-flipd", generation=drawn,
-        guidance_scale=4.0 if guided else None, generator=torch.Generator().manual_seed(0),
+        guidance_scale=4.0 if guided else None, generator=prompt_generator("a red dog"),
     )  # fmt: skip
     other = attribute(
         model, "a red dog", score="-flipd", generation=drawn,
-        guidance_scale=None if guided else 4.0, generator=torch.Generator().manual_seed(0),
+        guidance_scale=None if guided else 4.0, generator=prompt_generator("a red dog"),
     )  # fmt: skip
     assert said["weights"] == pytest.approx(a.weights.tolist(), rel=1e-3)
     assert said["weights"] != pytest.approx(other.weights.tolist(), rel=1e-2)
@@ -78,7 +78,7 @@ def test_a_negative_score_needs_no_minus_on_the_command_line(pipeline, name):
     drawn = generate_watched(model, "a red dog", (0, 1), attention=False, num_inference_steps=3)
     a = attribute(
         model, "a red dog", score=name, generation=drawn,
-        generator=torch.Generator().manual_seed(0),
+        generator=prompt_generator("a red dog"),
     )  # fmt: skip
     assert said["weights"] == pytest.approx(a.weights.tolist(), rel=1e-3)
 

@@ -13,7 +13,7 @@ from memfold.explain.attribution import attribute
 from memfold.explain.states import keyed_noises
 from memfold.memorization.prompt_scores import SCORES
 from memfold.sampling.trajectory import generate_watched
-from memfold.tensors import base_seed, text_seed
+from memfold.tensors import base_seed, prompt_generator
 from memfold.types import InputError
 from tests.text_to_image import tiny
 
@@ -123,7 +123,7 @@ def test_without_a_generator_noises_are_keyed_by_the_prompt():
     one, again = (attribute(model, PROMPT, **options) for _ in range(2))
     torch.testing.assert_close(one.weights, again.weights, rtol=0, atol=0)
     drawn = generate_watched(model, PROMPT, [3], num_inference_steps=2)
-    keyed = torch.Generator().manual_seed(text_seed(PROMPT))
+    keyed = prompt_generator(PROMPT)
     given = attribute(model, PROMPT, generation=drawn, generator=keyed)
     torch.testing.assert_close(one.weights, given.weights, rtol=1e-5, atol=1e-6)
 

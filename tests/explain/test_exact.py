@@ -1,13 +1,18 @@
 """Attributions whose answer is known: scores that are linear in what they hang on."""
 
+import ast
+import inspect
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
+import memfold
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.exact import GaussianDenoiser
 from memfold.explain.attribution import attribute
 from memfold.explain.gradients import Embedding, gradient_of
 from memfold.explain.states import keyed_noises
@@ -72,7 +77,7 @@ def test_a_score_linear_in_the_prompts_embedding_through_the_whole_of_it(monkeyp
     shape = run.cond.kwargs["encoder_hidden_states"].shape
     a = torch.randn(shape, generator=torch.Generator().manual_seed(5))
 
-    def linear(network, x, sigma, cond, uncond, **_):
+    def linear(network, x, sigma, cond, uncond):
         return (a * cond.kwargs["encoder_hidden_states"]).sum().expand(len(x))
 
     monkeypatch.setitem(SCORES, "cfg_norm", linear)
@@ -172,3 +177,23 @@ def test_two_words_have_no_rank_correlation():
     assert found.weights[2:].abs().max() == 0.0
     assert np.isnan(found.rank_correlation)
     assert np.isnan(found.masked_correlation)
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_a_misspelt_option_of_a_score_is_an_error(name):
+    """None of the scores takes, and drops, an option that it does not use."""
+    x, model = torch.zeros(1, 2), GaussianDenoiser(torch.zeros(2), torch.ones(2))
+    for wrong in ("guidance", "guidance_scales", "nois", "probe"):
+        with pytest.raises(TypeError, match=wrong):
+            SCORES[name](model, x, 1.0, None, None, **{wrong: 1.0})
+    kinds = {p.kind for p in inspect.signature(SCORES[name]).parameters.values()}
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+def test_no_function_swallows_options():
+    """`**_` takes every misspelling for an option; nowhere in the library."""
+    for file in Path(memfold.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+                rest = node.args.kwarg
+                assert rest is None or not rest.arg.startswith("_"), (file, node.lineno)

@@ -20,6 +20,7 @@ from memfold.memorization.detectors import DETECTORS, curvature_map
 from memfold.memorization.detectors.base import LOSS_NOISES, NOISES, PROBES, SIGMA
 from memfold.memorization.detectors.seeds import seed_dimension, tiled_distances
 from memfold.memorization.detectors.shell import shell
+from memfold.memorization.prompt_scores import SCORES
 from memfold.sampling.training import TrainingRows
 from memfold.sampling.trajectory import generate_watched
 from memfold.types import InputError
@@ -50,6 +51,27 @@ def training_like(run, n=6):
     pixels = torch.rand(n, *run.images.shape[1:], generator=seeded(20))
     latents = torch.randn(n, *run.x.shape[1:], generator=seeded(21))
     return TrainingRows(TrainingRows({}, embed).features(pixels, latents), embed)
+
+
+@pytest.mark.parametrize("family", ["sd1 (eps)", "sd3"])
+def test_one_name_has_one_unit(generations, family):
+    """The guided score norm is |s_w| in the monitor and as a score; the detector has sigma too."""
+    run = generations[family]
+    assert "guided_score_norm" not in DETECTORS
+    steps = [((v.x - v.guided).flatten(1).norm(dim=1), v.sigma) for v in run.views]
+    for i, (view, (length, sigma)) in enumerate(zip(run.views, steps, strict=True)):
+        torch.testing.assert_close(
+            run.scores["guided_score_norm"][:, i], length / sigma**2, rtol=1e-4, atol=0
+        )
+        score = SCORES["guided_score_norm"](
+            run.model.model, view.x, view.sigma, run.cond, run.uncond,
+            guidance_scale=run.guidance_scale,
+        )  # fmt: skip
+        torch.testing.assert_close(score, length / sigma**2, rtol=1e-3, atol=0)
+    found = DETECTORS["guided_noise_norm"](run)
+    torch.testing.assert_close(
+        found, torch.stack([n / s for n, s in steps], 1).mean(1), rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from memfold.datasets.images import Images
@@ -15,7 +14,7 @@ from memfold.memorization.embedding import Embedding
 from memfold.memorization.replicate import nearest_training
 from memfold.sampling.training import TrainingRows
 from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.tensors import text_seed
+from memfold.tensors import prompt_generator
 from memfold.types import InputError
 
 from .explained import png_bytes
@@ -128,7 +127,10 @@ class Show:
 
         seeds = self.plan.scoring.seeds
         try:
-            found = attribute(self.model, prompt, seeds=seeds, generation=generation)
+            found = attribute(
+                self.model, prompt, seeds=seeds, generation=generation,
+                generator=prompt_generator(prompt, self.plan.seed),
+            )  # fmt: skip
         except InputError as error:
             return empty | {"explain_note": str(error)}
         return {
@@ -155,7 +157,8 @@ class Show:
             weights = list(zip(row["words"], row["weights"], strict=True)) or None
             found = mitigate(
                 self.model, prompt, method=self.plan.mitigate, seeds=scoring.seeds,
-                weights=weights, **scoring.options(),
+                weights=weights, generator=prompt_generator(prompt, self.plan.seed),
+                **scoring.options(),
             )  # fmt: skip
             generation = found.generate(scoring.seeds)
         except InputError as error:
@@ -175,9 +178,8 @@ class Show:
     def again(self, generation: Generation, prompt: str) -> tuple[float, float]:
         """Score images by the audit's signals, with the prompt's own noises, and judge them."""
         detectors, _ = usable(self.model, self.judge.names, self.plan.images)
-        key = text_seed(prompt, self.plan.seed)
         scores = {
-            d.name: d(generation, generator=torch.Generator().manual_seed(key)).numpy()
+            d.name: d(generation, generator=prompt_generator(prompt, self.plan.seed)).numpy()
             for d in detectors
         }
         return self.judge.again(scores)

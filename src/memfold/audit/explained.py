@@ -27,6 +27,7 @@ from memfold.report.word_figure import shaded_words
 from memfold.sampling.arguments import guidance_of
 from memfold.sampling.training import training_images
 from memfold.sampling.trajectory import Generation, generate_watched
+from memfold.tensors import prompt_generator
 from memfold.types import Curve, InputError
 
 from .mitigation_judge import latents_of
@@ -116,7 +117,7 @@ def explained(
     found = attribute(
         model, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out, generation=generation,
         guidance_scale=guidance_of(model, scoring.options()) if weighed else None,
-        generator=torch.Generator().manual_seed(scoring.seed),
+        generator=prompt_generator(prompt, scoring.seed),
     )  # fmt: skip
     x = generation.x[:1]
     sigmas = default_sigmas(model.model, 10)
@@ -124,7 +125,7 @@ def explained(
     if model.has_unconditional:
         named["without a prompt"] = model.denoiser()
     curves = {
-        name: lid_curve(denoiser, x, sigmas, generator=torch.Generator().manual_seed(scoring.seed))
+        name: lid_curve(denoiser, x, sigmas, generator=prompt_generator(prompt, scoring.seed))
         for name, denoiser in named.items()
     }
     return Explanation(found, generation, curves, where(generation, scoring.seed))
@@ -236,10 +237,11 @@ def mitigated(
     if data is not None:
         own["reference"] = latents_of(training_images(data, model), model)
     if method == "rewrite":
-        weights = attribute(model, prompt, generation=before)
+        generator = prompt_generator(prompt, scoring.seed)
+        weights = attribute(model, prompt, generation=before, generator=generator)
     made = mitigate(
         model, prompt, method=method, seeds=scoring.seeds, weights=weights,
-        generator=torch.Generator().manual_seed(scoring.seed), **scoring.options(), **own,
+        generator=prompt_generator(prompt, scoring.seed), **scoring.options(), **own,
     )  # fmt: skip
     after = made.generate(scoring.seeds)
     facts = {

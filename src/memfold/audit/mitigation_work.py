@@ -23,7 +23,7 @@ from memfold.memorization.embedding import load_embedding, unit
 from memfold.mitigation import Mitigation, mitigate
 from memfold.mitigation.evaluate import copies, recheck
 from memfold.sampling.trajectory import generate_watched
-from memfold.tensors import text_seed
+from memfold.tensors import prompt_generator
 
 from .mitigation_judge import Clip, Judge, Reference, nearest_row
 from .mitigation_specs import NONE, Spec
@@ -178,19 +178,18 @@ def _made(job: Job) -> Mitigation | None:
     own: dict[str, Any] = dict(job.spec.options)
     if job.spec.method == "away":
         own["reference"] = judge.reference.latents.reshape(-1, *model.shape)
-    seed = text_seed(job.prompt, scoring.seed)
     weights = None
     if job.spec.method == "rewrite":
-        weights = _attributed(model, job.prompt, scoring, seed)
+        weights = _attributed(model, job.prompt, scoring)
     return mitigate(
         model, job.prompt, method=job.spec.method, seeds=scoring.seeds, weights=weights,
-        generator=torch.Generator().manual_seed(seed), **scoring.options(), **own,
+        generator=prompt_generator(job.prompt, scoring.seed), **scoring.options(), **own,
     )  # fmt: skip
 
 
-def _attributed(model: TextToImage, prompt: str, scoring: Scoring, seed: int) -> Attribution:
-    seeds, generator = [max(scoring.seeds) + 1, max(scoring.seeds) + 2], torch.Generator()
-    generator.manual_seed(seed)
+def _attributed(model: TextToImage, prompt: str, scoring: Scoring) -> Attribution:
+    seeds = [max(scoring.seeds) + 1, max(scoring.seeds) + 2]
+    generator = prompt_generator(prompt, scoring.seed)
     return attribute(model, prompt, seeds=seeds, generator=generator, **scoring.options())
 
 
@@ -202,7 +201,7 @@ def _attack(job: Job) -> Columns:
     made = _made(job) if job.attack == CASES[0] else None
     text = job.prompt if made is None else made.prompt
     cond = made.cond if made is not None and made.cond is not None else model.condition(text)
-    generator = torch.Generator().manual_seed(text_seed(job.prompt, scoring.seed))
+    generator = prompt_generator(job.prompt, scoring.seed)
     found = recheck(model, cond, target, generator=generator)
     seeds = [s + APART for s in scoring.seeds]
     shares = []

@@ -18,7 +18,7 @@ from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import Detector
 from memfold.sampling.training import TrainingRows
 from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.tensors import text_seed
+from memfold.tensors import prompt_generator
 from memfold.types import InputError
 
 from .scoring import Cost, Scoring, counted, usable
@@ -60,7 +60,7 @@ def score_prompt(
     for name, values in generation.scores.items():
         columns[f"steps.{name}"] = values.tolist()
     for detector in detectors:
-        generator = torch.Generator().manual_seed(text_seed(prompt, scoring.seed))
+        generator = prompt_generator(prompt, scoring.seed)
         generation.memo.reused.clear()
         with counted(model) as cost:
             values = detector(generation, generator=generator)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from memfold.memorization.detectors import DETECTORS, curvature_map
 from memfold.sampling.trajectory import Generation
-from memfold.tensors import text_seed
+from memfold.tensors import prompt_generator
 
 
 def where(generation: Generation, seed: int) -> dict[str, Any]:
@@ -25,6 +23,6 @@ def where(generation: Generation, seed: int) -> dict[str, Any]:
     needs = DETECTORS["curvature_difference"].missing(generation)
     if needs or generation.x.ndim != 4:
         return {"map": [], "map_shape": []}
-    generator = torch.Generator().manual_seed(text_seed(generation.prompt, seed))
+    generator = prompt_generator(generation.prompt, seed)
     taken = curvature_map(generation, generator=generator).sum(1).detach().float().cpu()
     return {"map": taken.flatten().tolist(), "map_shape": list(taken.shape[1:])}

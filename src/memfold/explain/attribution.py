@@ -21,7 +21,7 @@ from torch import Tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.prompt_scores import score_name
 from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.tensors import base_seed, text_seed
+from memfold.tensors import base_seed, prompt_generator
 from memfold.types import InputError
 
 from .gradients import Embedding, Owner, embeddings, gradient_of
@@ -112,8 +112,8 @@ def attribute(
         num_inference_steps: steps of the generation; the pipeline's default where None.
         leave_one_out: also measure the score without each word, left out and masked, at the same
             states.
-        generator: source of noises and probes; keyed by the prompt if None, so that a call can be
-            repeated and prompts differ.
+        generator: source of noises and probes; that of the prompt and seed 0 if None, so that a
+            call can be repeated and prompts differ.
         generation: a generation of this prompt, to be used instead of a new one.
 
     Returns:
@@ -145,7 +145,7 @@ def attribute(
             model, prompt, seeds, attention=False, guidance_scale=guidance_scale, **options
         )
     if generator is None:
-        generator = torch.Generator().manual_seed(text_seed(prompt))
+        generator = prompt_generator(prompt)
     states = States(generation, score, steps, guidance_scale, base_seed(generator))
     embedded = embeddings(model, prompt, wrt)
     per_seed, warnings = _weights(prompt, states, embedded)

@@ -64,21 +64,22 @@ class States:
         g, function = self.generation, SCORES[self.score]
         network = g.model.model
         if self.score in RUNNING:
+            own = {} if self.score == "cfg_norm" else {"guidance_scale": self.w}
             for step in self.steps:
                 view = g.views[step]
-                x = view.x[part]
-                yield function(network, x, view.sigma, cond, g.uncond, guidance_scale=self.w)
+                yield function(network, view.x[part], view.sigma, cond, g.uncond, **own)
             return
         x0, seeds = g.x[part], g.seeds[part]
         noises = keyed_noises(x0, seeds, len(self.sigmas), self.seed)
-        signs = keyed_noises(x0, seeds, _PROBES, self.seed + 1) < 0
-        probes = 1 - 2 * signs.to(x0)
+        probes = None
+        if self.score == "-flipd":
+            probes = 1 - 2 * (keyed_noises(x0, seeds, _PROBES, self.seed + 1) < 0).to(x0)
         for i, sigma in enumerate(self.sigmas):
             noise = noises[:, i]
+            random = {"noise": noise} if probes is None else {"probes": probes}
             yield function(
-                network, x0 + sigma * noise, sigma, cond, g.uncond, guidance_scale=self.w,
-                noise=noise, probes=probes,
-            )  # fmt: skip
+                network, x0 + sigma * noise, sigma, cond, g.uncond, guidance_scale=self.w, **random
+            )
 
 
 def keyed_noises(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.sampling.arguments import argument_of, guidance_of
 from memfold.sampling.monitor import Monitor
+from memfold.tensors import text_seed
 from memfold.types import InputError
 
 from .band import Band, fit_band, prompts_needed
@@ -140,8 +140,7 @@ def _names(model: TextToImage, scores: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _seeds(prompt: str, seed: int, images: int) -> list[int]:
-    digest = hashlib.blake2b(json.dumps([seed, prompt]).encode(), digest_size=7).digest()
-    first = int.from_bytes(digest, "little") >> 8
+    first = text_seed(prompt, seed)
     return list(range(first, first + images))
 
 

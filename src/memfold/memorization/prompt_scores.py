@@ -1,7 +1,7 @@
 """Scores of a prompt at a noisy latent, differentiable in the condition and in the latent.
 
-All are large where memorization is likely. Every one takes the same arguments, so that detectors,
-attribution and mitigation share them.
+All are large where memorization is likely. Each takes (model, x, sigma, cond, uncond) and, by name,
+only the options that it uses: another one is a TypeError.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Score = Callable[..., Tensor]
 
 
 def cfg_norm(
-    model: Denoiser, x: Float[Tensor, "b *d"], sigma: float, cond: Any, uncond: Any, **_: Any
+    model: Denoiser, x: Float[Tensor, "b *d"], sigma: float, cond: Any, uncond: Any
 ) -> Float[Tensor, " b"]:
     """|eps_c - eps_0| = |D_c - D_0| / sigma (Wen et al. 2024)."""
     difference = model(x, sigma, cond) - model(x, sigma, uncond)
@@ -38,7 +38,6 @@ def guided_score_norm(
     uncond: Any,
     *,
     guidance_scale: float = 7.5,
-    **_: Any,
 ) -> Float[Tensor, " b"]:
     """|s_w| = |D_w - x| / sigma^2 with D_w = D_0 + w (D_c - D_0) (Ross et al. 2025)."""
     without = model(x, sigma, uncond)
@@ -55,7 +54,6 @@ def minus_flipd(
     *,
     guidance_scale: float | None = None,
     probes: Float[Tensor, "b k *d"] | None = None,
-    **_: Any,
 ) -> Float[Tensor, " b"]:
     """-(tr J + |D - x|^2 / sigma^2) at the noisy point x itself (Kamkari et al. 2024).
 
@@ -108,7 +106,6 @@ def minus_denoising_loss(
     *,
     guidance_scale: float | None = None,
     noise: Float[Tensor, "b *d"] | None = None,
-    **_: Any,
 ) -> Float[Tensor, " b"]:
     """-|n - eps(x0 + sigma n)|^2 at x = x0 + sigma n (Yeats et al. 2025).
 

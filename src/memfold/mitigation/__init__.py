@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.tensors import text_seed
+from memfold.tensors import prompt_generator
 from memfold.types import InputError
 
 from .away import away
@@ -59,8 +59,8 @@ def mitigate(
         weights: weight of each word, for "rewrite": what `memfold.attribute` returned, pairs (word,
             weight) in the order of the prompt, or a mapping, in which a repeated word has one
             weight; found by leaving each word out if None.
-        generator: source of randomness; keyed by the prompt if None, so that a call can be
-            repeated and prompts differ.
+        generator: source of randomness; that of the prompt and seed 0 if None, so that a
+            call can be repeated and prompts differ.
         options: the method's own options, and arguments of the pipeline.
 
     Returns:
@@ -83,7 +83,7 @@ def mitigate(
         raise InputError(
             f"{', '.join(unknown)}: no option of method {method!r} and no argument of {model.name}"
         )
-    generator = torch.Generator().manual_seed(text_seed(prompt)) if generator is None else generator
+    generator = prompt_generator(prompt) if generator is None else generator
     return function(
         model, prompt, seeds=seeds, weights=weights, generator=generator, options=rest, **own
     )

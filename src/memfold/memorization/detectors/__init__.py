@@ -24,7 +24,7 @@ from .flipd import (
     flipd_unconditional_first,
 )
 from .freedom import freedom_taken, freedom_taken_loss
-from .guided_score import guided_score_norm
+from .guided_score import guided_noise_norm
 from .lhsd import spectral_conditional
 from .nearest import nearest_embedding, nearest_latents, nearest_pixels
 from .seeds import seed_dimension, tiled_l2
@@ -51,10 +51,10 @@ _ALL = (
         guidance=True,
     ),
     Detector(
-        "guided_score_norm",
-        guided_score_norm,
+        "guided_noise_norm",
+        guided_noise_norm,
         "during",
-        "guided score norm",
+        "guided noise norm",
         "ross2025memorization",
     ),
     Detector(

@@ -1,4 +1,4 @@
-"""Guided score norm (Ross et al. 2025, arXiv 2411.00113)."""
+"""Guided noise norm: the guided score norm times sigma (Ross et al. 2025, arXiv 2411.00113)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from memfold.sampling.trajectory import Generation
 
 
-def guided_score_norm(
+def guided_noise_norm(
     generation: Generation, *, generator: torch.Generator | None = None
 ) -> Float[Tensor, " b"]:
     """Average |eps_w| = sigma |s_w| over the steps of the running generation; no extra pass.
