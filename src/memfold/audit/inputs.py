@@ -116,6 +116,9 @@ def read_inputs(plan: Plan) -> Inputs:
         samples = _read(plan.samples, "--samples", denoiser, plan.resize)
         hashes["samples"] = samples.digest
         subjects = _population(samples, _subset(len(samples), plan.limit, plan.seed + 1))
+    m = plan.generate or 0 if subjects is None else len(subjects)
+    if plan.copies > m:
+        raise InputError(f"--copies {plan.copies} of {m} subjects; choose {m} or fewer")
     truth = None if plan.truth is None else read_truth(Path(plan.truth), len(train))
     return Inputs(denoiser, train, reference, subjects, hashes, truth, tuple(warnings))
 

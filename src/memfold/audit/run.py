@@ -19,11 +19,13 @@ from memfold.lid.scale import default_sigmas
 from memfold.memorization.complexity import features
 from memfold.memorization.embedding import Embedding, load_embedding
 from memfold.memorization.mmh import Verdicts, judge
+from memfold.memorization.power import power
 from memfold.memorization.replicate import near_duplicates, nearest_training
 from memfold.types import Estimate
 
 from .data_side import data_side
 from .facts import facts
+from .gate import tell
 from .inputs import Inputs, Population, generated, points, read_inputs
 from .measure import Bench, choose_sigma, curves, draw, model_side
 from .plan import Plan
@@ -72,7 +74,11 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
                 ("subject", "Subjects", points(inputs.denoiser, subjects.images), subjects),
             )
         )
-    verdicts = _judge(plan, inputs, subjects, reference, subject)
+    compared = _compared(plan, inputs, subjects, reference, subject)
+    verdicts = judge(data=_estimate(*subject.data), reference_data=_estimate(*reference.data),
+                     **compared)  # fmt: skip
+    with clock("power"):
+        able = power(**compared, copies=plan.copies, seed=plan.seed)
     with clock("evidence"):
         k = min(_CALIBRATE, len(train) - 1)
         own = torch.from_numpy(subjects.row)
@@ -86,7 +92,10 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
         Path(plan.out), inputs.train, inputs.reference, subjects, (reference, subject), band,
         verdicts, evidence,
     )  # fmt: skip
-    found = facts(plan, inputs, verdicts.kind.tolist(), evidence.truth, sigma, grid, clock.seconds)
+    told = tell(plan, verdicts, compared["model"], able)
+    found = facts(
+        plan, inputs, verdicts.kind.tolist(), told, evidence.truth, sigma, grid, clock.seconds
+    )
     write_text(Path(plan.out) / "audit.json", json.dumps(found, indent=1, allow_nan=False))
     return found
 
@@ -133,25 +142,24 @@ def _measure(
     return Side(flat, model, data, z)
 
 
-def _judge(
+def _compared(
     plan: Plan, inputs: Inputs, subjects: Population, reference: Side, subject: Side
-) -> Verdicts:
+) -> dict[str, Any]:
+    """Give what `judge` and `power` compare."""
     index = None
     if plan.holdout is None and plan.source == "train":
         place = {int(row): i for i, row in enumerate(inputs.reference.row)}
         index = np.array([place.get(int(row), -1) for row in subjects.row])
-    return judge(
-        _estimate(subject.model["lid"], subject.model["stderr"]),
-        _estimate(*subject.data),
-        reference_model=_estimate(reference.model["lid"], reference.model["stderr"]),
-        reference_data=_estimate(*reference.data),
-        complexity=subject.complexity,
-        reference_complexity=reference.complexity,
-        misfit=np.array(subject.model["misfit"]),
-        reference_misfit=np.array(reference.model["misfit"]),
-        reference_index=index,
-        alpha=plan.alpha,
-    )
+    return {
+        "model": _estimate(subject.model["lid"], subject.model["stderr"]),
+        "reference_model": _estimate(reference.model["lid"], reference.model["stderr"]),
+        "complexity": subject.complexity,
+        "reference_complexity": reference.complexity,
+        "misfit": np.array(subject.model["misfit"]),
+        "reference_misfit": np.array(reference.model["misfit"]),
+        "reference_index": index,
+        "alpha": plan.alpha,
+    }
 
 
 def _estimate(lid: Any, stderr: Any) -> Estimate:
@@ -160,11 +168,13 @@ def _estimate(lid: Any, stderr: Any) -> Estimate:
 
 
 def _flagged(verdicts: Verdicts) -> list[int]:
-    """Memorized subjects first by effect, then those that could not be told."""
-    order = np.argsort(-verdicts.missing_dof, kind="stable")
+    """What gets pictures: undetermined subjects first, then memorized ones, each by effect."""
+    order = np.argsort(-np.nan_to_num(verdicts.missing_dof, nan=np.inf), kind="stable")
+    unclear = [int(i) for i in order if verdicts.kind[i] == "undetermined"]
     memorized = [int(i) for i in order if verdicts.kind[i] in ("overfitting", "data")]
-    rest = [int(i) for i in order if verdicts.kind[i] == "undetermined"]
-    return (memorized + rest)[:_SHOWN]
+    room = max(_SHOWN // 2, _SHOWN - len(memorized))
+    unclear = unclear[:room]
+    return unclear + memorized[: _SHOWN - len(unclear)]
 
 
 def _truth(inputs: Inputs, subjects: Population) -> list[str] | None:

@@ -36,12 +36,16 @@ def counts_and_rates(kinds: Sequence[str]) -> tuple[dict[str, int], dict[str, An
         kinds: one verdict a subject.
 
     Returns:
-        Counts by kind, and rates by kind.
+        Counts by kind, and rates by kind; undetermined subjects count into the upper end of the
+        share of memorized ones.
     """
     found = Counter(kinds)
     counts = {kind: found.get(kind, 0) for kind in KINDS}
     rates = {kind: rate(count, len(kinds)) for kind, count in counts.items()}
-    rates["memorized"] = rate(counts["overfitting"] + counts["data"], len(kinds))
+    called = counts["overfitting"] + counts["data"]
+    rates["memorized"] = rate(called, len(kinds))
+    # What could not be told may be memorized: the share's upper end counts it.
+    rates["memorized"]["high"] = rate(called + counts["undetermined"], len(kinds))["high"]
     return counts, rates
 
 

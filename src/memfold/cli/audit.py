@@ -150,9 +150,15 @@ def audit(
         typer.Option(
             "--fail-on",
             help="Exit with 1 if any is found: overfitting,data,undetermined; with "
-            "--prompts: memorized.",
+            "--prompts: memorized. With 3 if none is, but --copies could not have been called.",
         ),
     ] = "",
+    copies: Annotated[
+        int,
+        typer.Option(
+            "--copies", help="The smallest number of copies that --fail-on must not miss (1)."
+        ),
+    ] = 1,
     class_label: ClassLabel = None,
     guidance_scale: Annotated[
         float | None,
@@ -248,7 +254,7 @@ def audit(
     """
     from memfold.report.html import write
 
-    own = ("json_", "quiet", "debug", "write", "no_explain")
+    own = ("own", "json_", "quiet", "debug", "write", "no_explain")
     given = {k: v for k, v in locals().items() if k not in own}
     given["fail_on"] = tuple(kind.strip() for kind in fail_on.split(",") if kind.strip())
     given["explain"] = not no_explain
@@ -262,8 +268,8 @@ def audit(
         print_prompts(facts, str(report))
     else:
         print_images(facts, str(report))
-    if facts["exit"]["failed"]:
-        raise typer.Exit(1)
+    if facts["exit"]["code"]:
+        raise typer.Exit(facts["exit"]["code"])
 
 
 # What means something for prompts alone, for images alone, and for both.
@@ -341,7 +347,18 @@ def print_images(facts: dict[str, Any], report: str) -> None:
             typer.echo(f"  {kind:<13} precision {_of(precision)}, recall {_of(recall)}")
     for warning in facts["warnings"]:
         typer.echo(f"Note: {warning}")
+    print_gate(facts)
     typer.echo(f"Report: {report}")
+
+
+def print_gate(facts: dict[str, Any]) -> None:
+    """Print what the audit could find, and what its gate says."""
+    typer.echo(f"Power: {facts['power']['sentence']}")
+    done = facts["exit"]
+    if done["outcome"] == "inconclusive":
+        typer.echo(f"Inconclusive: {done['reason']}; {done['remedy']}.")
+    elif done["outcome"]:
+        typer.echo(f"{done['outcome'].capitalize()}: --fail-on {','.join(done['fail_on'])}.")
 
 
 def _of(rate: dict[str, Any]) -> str:
