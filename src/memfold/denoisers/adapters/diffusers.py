@@ -10,27 +10,12 @@ from torch import Tensor
 
 from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided
-from memfold.denoisers.parameterizations import (
-    EpsDenoiser,
-    FlowDenoiser,
-    Network,
-    NetworkDenoiser,
-    ScoreDenoiser,
-    VDenoiser,
-    X0Denoiser,
-)
-from memfold.denoisers.schedules import Schedule, flow_schedule, ve_schedule, vp_schedule
+from memfold.denoisers.parameterizations import Network, ScoreDenoiser
 from memfold.types import InputError
 
 from ._images import Latent, UnitRange
 from ._pipeline import SUPPORTED, TEXT, brief, quiet_libraries, read_pipeline
-
-_PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
-    "epsilon": EpsDenoiser,
-    "v_prediction": VDenoiser,
-    "sample": X0Denoiser,
-}
-_FINE = 16  # rows of a flow's table between two steps of training: its times are continuous
+from .schedulers import read_schedule
 
 
 def load(
@@ -154,38 +139,6 @@ def _text_to_image(
         if isinstance(part, torch.nn.Module):
             _place(part, device, dtype).eval()
     return TextToImage(pipe)
-
-
-def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
-    """Read the table and the parameterisation from a diffusers scheduler.
-
-    Args:
-        scheduler: one with `alphas_cumprod`, a flow-matching one, or the score SDE's (VE).
-
-    Returns:
-        The schedule and the class of Denoiser that fits the prediction type.
-
-    Raises:
-        InputError: the scheduler has neither table, or an unknown prediction type.
-    """
-    name, config = type(scheduler).__name__, scheduler.config
-    if name == "ScoreSdeVeScheduler":
-        return ve_schedule(config.sigma_min, config.sigma_max), ScoreDenoiser
-    if "FlowMatch" in name or config.get("prediction_type") == "flow_prediction":
-        n = config.num_train_timesteps
-        s = torch.arange(_FINE, _FINE * (n - 1) + 1, dtype=torch.float64) / (_FINE * n)
-        shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
-        if not config.get("use_dynamic_shifting"):
-            s = shift * s / (1 + (shift - 1) * s)
-        return flow_schedule(s, s * n), FlowDenoiser
-    table = getattr(scheduler, "alphas_cumprod", None)
-    if table is None:
-        raise InputError(f"{name} has no table of alphas_cumprod; {SUPPORTED}")
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in _PREDICTIONS:
-        known = ", ".join(_PREDICTIONS)
-        raise InputError(f"prediction_type = {prediction!r} is unknown; known are {known}")
-    return vp_schedule(table), _PREDICTIONS[prediction]
 
 
 def _network(net: Any, channels: int, dtype: torch.dtype, n_classes: int | None) -> Network:

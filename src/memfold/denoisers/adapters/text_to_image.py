@@ -22,7 +22,7 @@ from ._look import PROBE, Layout, look
 from ._pipeline import read_pipeline
 from ._runs import Runs, find_network
 from ._state import adapters, adapters_off, frozen
-from .diffusers import read_schedule
+from .schedulers import read_schedule
 
 _OTHERS = {"num_frames", "video_length", "num_videos_per_prompt", "audio_length_in_s"}
 
