@@ -1,10 +1,10 @@
 """The propositions about what moves a LID: copies, conditions, guidance, training, data.
 
 (a) Rows that are repeated in the data have LID_* = 0, and the LID_theta of a network trained on
-them falls with the number of copies. (b) LID(x | c) <= LID(x): a prompt only takes freedom away.
-(c) Guidance takes more, the larger its scale w. (d) LID_theta at training rows falls as training
-goes on, and rises with the number of training rows at fixed compute. (a) and (d) on 8 x 8 digits,
-(b) and (c) on the bundled text-to-image pipeline and on a class-conditional law in closed form.
+them falls with the number of copies. (b) LID(x | c) <= LID(x), for supports: a prompt takes freedom
+away. (c) Guidance takes more, the larger its scale w. (d) LID_theta at training rows falls as
+training goes on, and rises with the number of training rows at fixed compute. (a) and (d) on 8 x 8
+digits, (b) and (c) on the bundled text-to-image pipeline and on a class-conditional law in closed form.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def check_duplicates(run: Run) -> None:
 
 
 def check_conditioning(run: Run) -> None:
-    """(b) LID(x | c) <= LID(x)."""
+    """(b) LID(x | c) <= LID(x): for supports, and on average over c for exact traces."""
     law = run.arrays("exact-conditioning", exact.conditioning, seed=run.seed, n=20, points=8)
     gap, where = law["without"] - law["with"], "Section 4, conditioning"
     run.claim("A class takes freedom away: exact law", "LID(x) − LID(x | c), mean over classes",

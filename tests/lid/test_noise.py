@@ -1,7 +1,9 @@
 """The noises themselves: standard normal, random signs, keyed by seed and sample alone."""
 
+import pytest
 import torch
 
+from memfold.denoisers.base import FunctionDenoiser
 from memfold.denoisers.exact import GaussianDenoiser
 from memfold.lid.noised import noised, rows_that_fit
 from memfold.tensors import base_seed, expand, normal_like, per_sample, rademacher_like
@@ -78,3 +80,20 @@ def test_rows_that_fit_go_with_the_budget():
     assert rows_that_fit(model, x, 0.1, None, 10) == 1
     # 50 probes of 50 dimensions with their double copies: 48 bytes a number
     assert rows_that_fit(model, x, 0.1, None, 10**6, 99) < 10**6 / (48 * 50 * 50)
+
+
+@pytest.mark.parametrize(("b", "n", "size"), [(3, 50, 1), (7, 5, 3), (4, 6, 13), (2, 4, 99)])
+def test_each_sample_draws_its_noises_once_whatever_the_chunks(b, n, size, monkeypatch):
+    x, drawn = points(b), []
+
+    def counted(rows, n, seed):
+        drawn.extend(range(len(rows)))
+        return normal_like(rows, n, seed)
+
+    monkeypatch.setattr("memfold.lid.noised.normal_like", counted)
+    model = FunctionDenoiser(lambda y, sigma: y)
+    rows = list(noised(model, x, 0.1, None, n_noises=n, seed=5, batch_size=size))
+    assert len(drawn) == b  # not one time a chunk
+    assert [len(r.noise) for r in rows[:-1]] == [min(size, b * n)] * (len(rows) - 1)
+    found = torch.cat([r.noise for r in rows])
+    torch.testing.assert_close(found, normal_like(x, n, 5).flatten(0, 1), rtol=0, atol=0)

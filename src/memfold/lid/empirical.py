@@ -37,7 +37,8 @@ class EmpiricalLID(NeighborsLID):
     where it does not, and those where the k-th weight is above a hundredth of the largest.
 
     Args:
-        sigma: noise standard deviation, in the units of the data.
+        sigma: noise standard deviation, in the units of the data; the default suits images in
+            [-1, 1], and a model is compared at its own.
         n_neighbors: number of nearest places k that enter the sums; None takes all.
         at: "noised" or "x".
         n_noises: noises a point, for "noised"; at least 2 for a standard error.
@@ -54,7 +55,7 @@ class EmpiricalLID(NeighborsLID):
 
     def __init__(
         self,
-        sigma: float,
+        sigma: float = 0.1,
         *,
         n_neighbors: int | None = None,
         at: Literal["noised", "x"] = "noised",

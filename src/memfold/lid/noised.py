@@ -87,15 +87,17 @@ def noised(
     """
     count = max(n_noises, 1)
     index = torch.arange(len(x)).repeat_interleave(count)
+    drawn, base, held = x[:0], 0, 0  # noises of the samples base to held - 1, each drawn once
     for start in range(0, len(index), max(1, batch_size)):
         chunk = index[start : start + max(1, batch_size)]
         first, last = int(chunk[0]), int(chunk[-1]) + 1
         clean, own = x[chunk.to(x.device)], select(cond, chunk, len(x))
         noise = torch.zeros_like(clean)
         if n_noises:
-            offset = start - first * count
-            noises = normal_like(x[first:last], n_noises, seed).flatten(0, 1)
-            noise = noises[offset : offset + len(chunk)]
+            if held < last:
+                fresh = normal_like(x[held:last], n_noises, seed).flatten(0, 1)
+                drawn, base, held = torch.cat([drawn[(first - base) * count :], fresh]), first, last
+            noise = drawn[start - base * count :][: len(chunk)]
 
         def f(y: Tensor, own: Any = own) -> Tensor:
             return denoiser(y, sigma, own)
