@@ -171,7 +171,9 @@ def _claims(run: Run, groups: dict[str, Any], found: list[dict[str, np.ndarray]]
               interval(star["isolated"]), **one)  # fmt: skip
     run.claim("It is a point at the origin", "LID_* there, MLE", interval(star["origin"]), **low)
     kinds = [made["verdict"] for made in found]
-    why = {str(m["reason"][0]) or "nothing found" for m in found if m["verdict"][0] != "overfitting"}
+    why = {
+        str(m["reason"][0]) or "nothing found" for m in found if m["verdict"][0] != "overfitting"
+    }
     for i, kind, text in (
         (0, "overfitting", "The verdict at the isolated row is overfitting"),
         (1, "data", "The verdict at the origin is the data"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,13 +31,29 @@ _PREDICTIONS: dict[str, type[NetworkDenoiser]] = {
     "sample": X0Denoiser,
 }
 _TABLE = {  # the network's time is a row of alphas_cumprod
-    f"{name}Scheduler"
-    for name in (
-        "CogVideoXDDIM CogVideoXDPM DDIM DDIMParallel DDPM DDPMParallel DEISMultistep "
-        "DPMSolverMultistep DPMSolverSDE DPMSolverSinglestep EulerAncestralDiscrete EulerDiscrete "
-        "HeunDiscrete KDPM2AncestralDiscrete KDPM2Discrete LCM LMSDiscrete PNDM RePaint SASolver "
-        "TCD UnCLIP UniPCMultistep"
-    ).split()
+    "CogVideoXDDIMScheduler",
+    "CogVideoXDPMScheduler",
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "RePaintScheduler",
+    "SASolverScheduler",
+    "TCDScheduler",
+    "UnCLIPScheduler",
+    "UniPCMultistepScheduler",
 }
 _FLOW = {f"FlowMatch{name}Scheduler" for name in ("EulerDiscrete", "HeunDiscrete", "LCM")}
 _VE = {"ScoreSdeVeScheduler"}
@@ -77,7 +93,7 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
     if family & _FLOW or prediction == "flow_prediction":
         return _flow(name, config), FlowDenoiser
     if config.get("use_flow_sigmas"):
-        raise _refused(name, "use_flow_sigmas", True, f"prediction_type = {prediction!r}")
+        _refuse(name, "use_flow_sigmas", True, f"prediction_type = {prediction!r}")
     table = getattr(scheduler, "alphas_cumprod", None)
     if table is None:
         raise InputError(f"{name} has no table of alphas_cumprod: the scheduler is damaged")
@@ -88,21 +104,21 @@ def read_schedule(scheduler: Any) -> tuple[Schedule, type[NetworkDenoiser]]:
     if config.get("timestep_type", "discrete") != "discrete":
         schedule = _continuous(name, config, schedule)
     elif config.get("interpolation_type", "linear") != "linear" and not _respaced(config):
-        raise _refused(name, "interpolation_type", config.interpolation_type, "these timesteps")
+        _refuse(name, "interpolation_type", config.interpolation_type, "these timesteps")
     return schedule, _PREDICTIONS[prediction]
 
 
 def _flow(name: str, config: Any) -> Schedule:
     """Make the table of a flow: the network's time is s times the steps of training."""
     if config.get("invert_sigmas"):
-        raise _refused(name, "invert_sigmas", True, "flow matching")
+        _refuse(name, "invert_sigmas", True, "flow matching")
     if config.get("use_flow_sigmas") is False:
-        raise _refused(name, "use_flow_sigmas", False, "prediction_type = 'flow_prediction'")
+        _refuse(name, "use_flow_sigmas", False, "prediction_type = 'flow_prediction'")
     # in the multistep schedulers the other spacings stay in terms of alphas_cumprod; UniPC's
     # Karras sigmas are brought to s
     spaced = _respaced(config) if "use_flow_sigmas" in config else None
     if spaced and not (name == "UniPCMultistepScheduler" and spaced == "use_karras_sigmas"):
-        raise _refused(name, spaced, True, "use_flow_sigmas = True")
+        _refuse(name, spaced, True, "use_flow_sigmas = True")
     n = config.num_train_timesteps
     s = torch.arange(_FINE, _FINE * (n - 1) + 1, dtype=torch.float64) / (_FINE * n)
     shift = float(config.get("shift") or config.get("flow_shift") or 1.0)
@@ -132,7 +148,7 @@ def _continuous(name: str, config: Any, table: Schedule) -> Schedule:
     kind = config.timestep_type
     if kind != "continuous" or config.prediction_type != "v_prediction":
         at = f"prediction_type = {config.prediction_type!r}"
-        raise _refused(name, "timestep_type", kind, at)
+        _refuse(name, "timestep_type", kind, at)
     ends = config.get("sigma_min"), config.get("sigma_max")
     low, high = (table.sigma_min, table.sigma_max) if None in ends else map(float, ends)
     return edm_schedule(low, high)
@@ -143,8 +159,8 @@ def _respaced(config: Any) -> str | None:
     return next((key for key in _RESPACED if config.get(key)), None)
 
 
-def _refused(name: str, setting: str, value: Any, beside: str) -> InputError:
-    return InputError(
+def _refuse(name: str, setting: str, value: Any, beside: str) -> NoReturn:
+    raise InputError(
         f"{name}: {setting} = {value!r} with {beside} gives times that do not belong to the noise "
         "that the network was trained with, or that memfold cannot tell; set it to what the model "
         "was trained with"
