@@ -13,7 +13,7 @@ PACKAGE = Path(memfold.__file__).parent
 
 # Data flows from left to right; a room imports only from rooms to its left.
 ORDER = [
-    {"types", "tensors"},
+    {"types", "tensors", "files"},
     {"linalg", "datasets"},
     {"denoisers", "decoders"},
     {"sampling"},
@@ -28,7 +28,7 @@ ALLOWED = {
 }
 ALLOWED["tensors"] |= {"types"}
 ALLOWED["citations"] = {"types", "citations"}
-ALLOWED["report"] = {"types", "citations", "report"}
+ALLOWED["report"] = {"types", "files", "citations", "report"}
 for room in ("audit", "cli", "ui"):
     ALLOWED[room] |= {"report", "citations"}
 # Python runs memfold/__main__.py for `python -m memfold`; it is a door to the command line.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from .scoring import Scoring, model_digest, usable
 from .store import Columns, Store, write_text
 
 FPR = 0.01
+OUTPUTS = ("scores.csv", "bench.md", "bench.svg")
 _ORDINARY = 100  # ordinary prompts that set the verdict's scale, at most
 
 
@@ -83,33 +83,32 @@ def bench(
         "training": _digests(scoring, model),
         "memfold": memfold.__version__,
     }
-    store = Store(out, fingerprint, overwrite=overwrite)
     options: dict[str, Any] = {"workers": workers, "progress": progress, "model": model}
-    test = score_prompts(labelled.prompts, scoring, store, stage="test", **options)
-    scores = _table(test, len(labelled.prompts), [d.name for d in detectors])
-    if ordinary:
-        wanted = tuple(d.name for d in detectors if d.name in SIGNALS)
-        few = replace(scoring, detectors=wanted)
-        base = score_prompts(ordinary, few, store, stage="ordinary", **options)
-        reference = _table(base, len(ordinary), wanted)
-        scores[VERDICT] = combine(scores, standards(reference))
-    rows = _rows(scores, labelled, scoring, test)
-    found = {
-        "memfold": memfold.__version__,
-        "model": scoring.model,
-        "pipeline": model.name,
-        "settings": scoring.settings(),
-        "prompts": counts(labelled) | {"ordinary": len(ordinary)},
-        "fpr": FPR,
-        "text_only": text_only(labelled),
-        "left_out": left,
-        "rows": rows,
-    }
-    write_text(Path(out) / "bench.json", json.dumps(finite(found), indent=1))
-    write_text(Path(out) / "scores.csv", score_rows(scores, labelled, scoring.seeds))
-    write_text(Path(out) / "bench.md", markdown(found))
-    write_text(Path(out) / "bench.svg", bench_figure(rows, scoring.images))
-    return found
+    with Store(out, fingerprint, overwrite=overwrite) as store:
+        test = score_prompts(labelled.prompts, scoring, store, stage="test", **options)
+        scores = _table(test, len(labelled.prompts), [d.name for d in detectors])
+        if ordinary:
+            wanted = tuple(d.name for d in detectors if d.name in SIGNALS)
+            few = replace(scoring, detectors=wanted)
+            base = score_prompts(ordinary, few, store, stage="ordinary", **options)
+            reference = _table(base, len(ordinary), wanted)
+            scores[VERDICT] = combine(scores, standards(reference))
+        rows = _rows(scores, labelled, scoring, test)
+        found = {
+            "memfold": memfold.__version__,
+            "model": scoring.model,
+            "pipeline": model.name,
+            "settings": scoring.settings(),
+            "prompts": counts(labelled) | {"ordinary": len(ordinary)},
+            "fpr": FPR,
+            "text_only": text_only(labelled),
+            "left_out": left,
+            "rows": rows,
+        }
+        write_text(Path(out) / "scores.csv", score_rows(scores, labelled, scoring.seeds))
+        write_text(Path(out) / "bench.md", markdown(found))
+        write_text(Path(out) / "bench.svg", bench_figure(rows, scoring.images))
+        return store.finish("bench.json", finite(found), OUTPUTS)
 
 
 def _digests(scoring: Scoring, model: TextToImage) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
+
+from memfold.files import csv_text
 
 from .labelled import Labelled
 
@@ -62,14 +62,12 @@ def _number(value: float | None) -> str:
 
 def score_rows(scores: dict[str, ndarray], labelled: Labelled, seeds: Sequence[int]) -> str:
     """Write a row an image: its prompt, answer, family, seed and scores."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["prompt", "type", "family", "seed", *scores])
+    rows: list[list[Any]] = [["prompt", "type", "family", "seed", *scores]]
     for i, prompt in enumerate(labelled.prompts):
         for j, seed in enumerate(seeds):
             values = [f"{table[i, j]:.6g}" for table in scores.values()]
-            writer.writerow([prompt, labelled.kinds[i], labelled.families[i], seed, *values])
-    return buffer.getvalue()
+            rows.append([prompt, labelled.kinds[i], labelled.families[i], seed, *values])
+    return csv_text(rows)
 
 
 def finite(value: Any) -> Any:

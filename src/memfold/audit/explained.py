@@ -17,6 +17,7 @@ from torch import Tensor
 import memfold
 from memfold.datasets.prompts import read_prompts
 from memfold.explain.attribution import Attribution, attribute
+from memfold.files import write_bytes, write_text
 from memfold.lid.scale import default_sigmas, lid_curve
 from memfold.memorization.band import Band
 from memfold.memorization.calibrate import calibrate, weights_digest
@@ -32,7 +33,7 @@ from memfold.types import Curve, InputError
 
 from .mitigation_judge import latents_of
 from .scoring import Scoring, model_digest
-from .store import Store, write_text
+from .store import Store
 from .where import where
 
 
@@ -181,17 +182,18 @@ def calibrated(
         **scoring.settings(), "model": model_digest(scoring.model), "prompts": texts,
         "scores": list(scores), "memfold": memfold.__version__,
     }  # fmt: skip
-    store = Store(f"{out}.parts", fingerprint, overwrite=overwrite)
+    model = scoring.load()
+    with Store(f"{out}.parts", fingerprint, overwrite=overwrite) as store:
 
-    def keep(i: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        kept = store.piece("calibration", i, lambda: {k: [v] for k, v in run().items()})
-        return {k: v[0] for k, v in kept.items()}
+        def keep(i: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+            kept = store.piece("calibration", i, lambda: {k: [v] for k, v in run().items()})
+            return {k: v[0] for k, v in kept.items()}
 
-    band = calibrate(
-        scoring.load(), texts, alpha=alpha, images=scoring.images, seed=scoring.seed,
-        scores=tuple(scores) or None, keep=keep, progress=progress, **scoring.options(),
-    )  # fmt: skip
-    band.save(path)
+        band = calibrate(
+            model, texts, alpha=alpha, images=scoring.images, seed=scoring.seed,
+            scores=tuple(scores) or None, keep=keep, progress=progress, **scoring.options(),
+        )  # fmt: skip
+        band.save(path)
     return band
 
 
@@ -260,7 +262,7 @@ def mitigated(
     }
     for name, generation in (("before", before), ("after", after)):
         strip = torch.cat(list(generation.images), dim=2)
-        (directory / f"{name}.png").write_bytes(png_bytes(strip))
+        write_bytes(directory / f"{name}.png", png_bytes(strip))
     write_text(directory / "mitigation.json", json.dumps(facts, indent=1))
     return facts
 

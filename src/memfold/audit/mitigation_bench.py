@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from torch import Tensor
 
 import memfold
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.files import csv_text
 from memfold.report.mitigation_figures import mitigation_figure, mitigation_table
 from memfold.sampling.training import training_images
 from memfold.types import InputError
@@ -33,6 +30,7 @@ from .mitigation_work import APART, CASES, Job, Setting, Spaces, load_spaces, ru
 from .scoring import Scoring, model_digest
 from .store import Columns, Store, write_text
 
+OUTPUTS = ("mitigation.md", "mitigation.svg", "samples.csv")
 _ORDINARY = 50  # ordinary prompts that the limits are calibrated on, at most
 
 
@@ -95,51 +93,47 @@ def bench_mitigations(
         "embedding": spaces.embedding and model_digest(spaces.embedding),
         "clip": spaces.clip and model_digest(spaces.clip),
     }  # fmt: skip
-    store = Store(out, fingerprint, overwrite=overwrite)
-    known = [p for p, k in _typed(labelled) if k not in ("none", "near")]
-    others = [p for p, k in _typed(labelled) if k == "none"]
-    path = store.parts / f"reference-{_key(fingerprint)}.npz"
-    if not path.exists():
-        reference = _reference(scoring, spaces, model, images, known, base or others)
-        reference.save(path)
-    state = Setting(scoring, spaces, str(path), extra)
-    run = partial(run_jobs, state, store, model, workers=workers, progress=progress)
-    calibration = [Job("ordinary", i, specs[0], text) for i, text in enumerate(base)]
-    jobs = [
-        Job(f"method{m:02d}", i, spec, text)
-        for m, spec in enumerate(specs)
-        for i, text in enumerate(labelled.prompts)
-    ]
-    drawn = run([*calibration, *jobs])
-    null = drawn[: len(base)] or [
-        row for job, row in zip(jobs, drawn, strict=True)
-        if job.spec.method == NONE and job.prompt in set(others)
-    ]  # fmt: skip
-    limits = limits_of(null, spaces.copy_limit, spaces.alike_limit)
-    table = [
-        (job.spec.name, labelled.kinds[job.index], job.prompt, row)
-        for job, row in zip(jobs, drawn[len(base) :], strict=True)
-    ]
-    quality = Reference.load(path).quality
-    rows = summary_rows(table, limits, quality)
-    attacks = _attacks(specs, known, others, attacked, limits)
-    found = {
-        "memfold": memfold.__version__,
-        "model": scoring.model,
-        "pipeline": model.name,
-        "settings": scoring.settings(),
-        "spaces": vars(spaces),
-        "limits": vars(limits),
-        "calibrated_on": len(null),
-        "left_out": left + _not_measured(spaces),
-        "rows": rows,
-        "recheck": _rechecked(attacks, run(attacks)),
-    }
-    write_text(Path(out) / "mitigation.json", json.dumps(found, indent=1))
-    write_text(Path(out) / "mitigation.md", mitigation_table(found))
-    write_text(Path(out) / "mitigation.svg", mitigation_figure(rows))
-    write_text(Path(out) / "samples.csv", _csv(table, limits, scoring.seeds))
-    return found
+    with Store(out, fingerprint, overwrite=overwrite) as store:
+        known = [p for p, k in _typed(labelled) if k not in ("none", "near")]
+        others = [p for p, k in _typed(labelled) if k == "none"]
+        make = partial(_reference, scoring, spaces, model, images, known, base or others)
+        reference = Reference.of(store.piece("reference", 0, lambda: make().columns()))
+        state = Setting(scoring, spaces, store.path("reference", 0), extra)
+        run = partial(run_jobs, state, store, model, workers=workers, progress=progress)
+        calibration = [Job("ordinary", i, specs[0], text) for i, text in enumerate(base)]
+        jobs = [
+            Job(f"method{m:02d}", i, spec, text)
+            for m, spec in enumerate(specs)
+            for i, text in enumerate(labelled.prompts)
+        ]
+        drawn = run([*calibration, *jobs])
+        null = drawn[: len(base)] or [
+            row for job, row in zip(jobs, drawn, strict=True)
+            if job.spec.method == NONE and job.prompt in set(others)
+        ]  # fmt: skip
+        limits = limits_of(null, spaces.copy_limit, spaces.alike_limit)
+        table = [
+            (job.spec.name, labelled.kinds[job.index], job.prompt, row)
+            for job, row in zip(jobs, drawn[len(base) :], strict=True)
+        ]
+        rows = summary_rows(table, limits, reference.quality)
+        attacks = _attacks(specs, known, others, attacked, limits)
+        found = {
+            "memfold": memfold.__version__,
+            "model": scoring.model,
+            "pipeline": model.name,
+            "settings": scoring.settings(),
+            "spaces": vars(spaces),
+            "limits": vars(limits),
+            "calibrated_on": len(null),
+            "left_out": left + _not_measured(spaces),
+            "rows": rows,
+            "recheck": _rechecked(attacks, run(attacks)),
+        }
+        write_text(Path(out) / "mitigation.md", mitigation_table(found))
+        write_text(Path(out) / "mitigation.svg", mitigation_figure(rows))
+        write_text(Path(out) / "samples.csv", _csv(table, limits, scoring.seeds))
+        return store.finish("mitigation.json", found, OUTPUTS)
 
 
 def thinned(labelled: Labelled, limit: int | None) -> Labelled:
@@ -168,10 +162,6 @@ def thinned(labelled: Labelled, limit: int | None) -> Labelled:
 
 def _typed(labelled: Labelled) -> Iterable[tuple[str, str]]:
     return zip(labelled.prompts, labelled.kinds, strict=True)
-
-
-def _key(fingerprint: Mapping[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(fingerprint).encode(), digest_size=8).hexdigest()
 
 
 def _check(specs: Sequence[Spec], model: TextToImage, asked: bool, data: bool) -> None:
@@ -255,15 +245,13 @@ def _csv(
     """Write a row an image."""
     skip = {"clip", "seed"}
     names = list(dict.fromkeys(k for *_, row in table for k in row if k not in skip))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow(["method", "type", "prompt", "seed", "copy", *names])
+    rows = [["method", "type", "prompt", "seed", "copy", *names]]
     for method, kind, prompt, row in table:
         for j, seed in enumerate(seeds):
             values = [_short(row[k][j]) if k in row else "" for k in names]
             copy = int(row["distance"][j] < limits.copy)
-            writer.writerow([method, kind, prompt, seed, copy, *values])
-    return buffer.getvalue()
+            rows.append([method, kind, prompt, seed, copy, *values])
+    return csv_text(rows)
 
 
 def _short(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,8 @@ from memfold.datasets.images import Images
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.embedding import Embedding, load_embedding, unit
 from memfold.types import InputError
+
+from .store import Columns
 
 _QUALITY = 2000  # training images for the Frechet distance, evenly spaced
 _BATCH = 64
@@ -35,25 +36,21 @@ class Reference:
     embedded: Float[Tensor, "n k"] | None = None
     quality: Float[Tensor, "m e"] | None = None
 
-    def save(self, path: Path) -> None:
-        """Write it, for the workers."""
-        named = {k: v.numpy() for k, v in vars(self).items() if v is not None}
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **named)
-        temporary.replace(path)
+    def columns(self) -> Columns:
+        """Give it as a table, to be kept."""
+        named = {k: v.float().cpu().numpy() for k, v in vars(self).items() if v is not None}
+        return {
+            "name": [name for name, rows in named.items() for _ in rows],
+            "values": [row.tobytes() for rows in named.values() for row in rows],
+        }
 
     @staticmethod
-    def load(path: Path) -> Reference:
-        """Read it.
-
-        Raises:
-            InputError: the file is damaged.
-        """
-        try:
-            with np.load(path) as found:
-                return Reference(**{k: torch.from_numpy(found[k]) for k in found.files})
-        except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is damaged; delete it and run again") from error
+    def of(columns: Columns) -> Reference:
+        """Read it from such a table."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for name, values in zip(columns["name"], columns["values"], strict=True):
+            rows.setdefault(name, []).append(np.frombuffer(values, np.float32))
+        return Reference(**{name: torch.from_numpy(np.stack(v)) for name, v in rows.items()})
 
 
 class Clip:

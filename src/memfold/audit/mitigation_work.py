@@ -28,7 +28,7 @@ from memfold.tensors import prompt_generator
 from .mitigation_judge import Clip, Judge, Reference, nearest_row
 from .mitigation_specs import NONE, Spec
 from .scoring import Scoring
-from .store import Columns, Store
+from .store import Columns, Store, read_table
 
 APART = 1000  # how far the seeds of an attack's images lie from those of the prompts
 CASES = ("memorized, mitigated", "memorized, another prompt", "ordinary, own prompt")
@@ -75,7 +75,7 @@ class Setting:
 
     scoring: Scoring
     spaces: Spaces
-    reference: str
+    reference: Path
     extra: Callable[..., Any] | None
 
 
@@ -136,7 +136,7 @@ def _begin(state: Setting, model: TextToImage | None = None) -> None:
             threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         model = state.scoring.load()
     embedding, clip = load_spaces(state.scoring, state.spaces)
-    reference = Reference.load(Path(state.reference))
+    reference = Reference.of(read_table(state.reference))
     extra = None if state.extra is None else state.extra(model)
     judge = Judge(model, reference, embedding, clip, extra)
     _STATE.update(model=model, judge=judge, scoring=state.scoring, data=state.spaces.data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from .prompt_facts import prompt_facts
 from .prompt_plan import PromptPlan
 from .scored import score_prompts
 from .scoring import model_digest, usable
-from .store import Columns, Store, write_table, write_text
+from .store import Columns, Store, write_table
+
+TABLES = ("results.parquet", "reference.parquet", "flagged.parquet")
 
 
 def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
@@ -53,27 +54,27 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
     embedding = _embedding(plan)
     names = tuple(d.name for d in usable(model, (), plan.images)[0] if d.name in SIGNALS)
     scoring = replace(plan.scoring, detectors=names)
-    store = Store(plan.out, _fingerprint(plan, subjects, ordinary, data), overwrite=plan.overwrite)
+    fingerprint = _fingerprint(plan, subjects, ordinary, data)
     options: dict[str, Any] = {"workers": plan.workers, "progress": progress, "model": model}
-    reference = (
-        score_prompts(ordinary, scoring, store, stage="ordinary", **options) if ordinary else {}
-    )
-    found = score_prompts(subjects, scoring, store, stage="prompts", **options)
-    judge = Judge.of(found, reference, len(subjects), len(ordinary), names)
-    judged = judge.judge(found, len(subjects))
-    called = judged["p_value"] <= plan.alpha
-    order = np.argsort(-judged["score"], kind="stable")
-    flagged = [int(i) for i in order if called[i]]
-    show = Show(plan, model, judge, data, embedding)
-    shown = show.flagged(subjects, flagged[: plan.shown], store, progress=progress)
-    write_table(Path(plan.out) / "results.parquet", _results(subjects, judged, called, found))
-    write_table(Path(plan.out) / "flagged.parquet", shown or {"prompt": []})
-    write_table(
-        Path(plan.out) / "reference.parquet", _reference(reference, found, called, ordinary)
-    )
-    facts = prompt_facts(plan, model, subjects, ordinary, called, names, data)
-    write_text(Path(plan.out) / "audit.json", json.dumps(facts, indent=1, allow_nan=False))
-    return facts
+    with Store(plan.out, fingerprint, overwrite=plan.overwrite) as store:
+        reference = (
+            score_prompts(ordinary, scoring, store, stage="ordinary", **options) if ordinary else {}
+        )
+        found = score_prompts(subjects, scoring, store, stage="prompts", **options)
+        judge = Judge.of(found, reference, len(subjects), len(ordinary), names)
+        judged = judge.judge(found, len(subjects))
+        called = judged["p_value"] <= plan.alpha
+        order = np.argsort(-judged["score"], kind="stable")
+        flagged = [int(i) for i in order if called[i]]
+        show = Show(plan, model, judge, data, embedding)
+        shown = show.flagged(subjects, flagged[: plan.shown], store, progress=progress)
+        write_table(Path(plan.out) / "results.parquet", _results(subjects, judged, called, found))
+        write_table(Path(plan.out) / "flagged.parquet", shown or {"prompt": []})
+        write_table(
+            Path(plan.out) / "reference.parquet", _reference(reference, found, called, ordinary)
+        )
+        facts = prompt_facts(plan, model, subjects, ordinary, called, names, data)
+        return store.finish("audit.json", facts, TABLES)
 
 
 def _fingerprint(

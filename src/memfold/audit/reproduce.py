@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from memfold.files import write_text
 from memfold.types import InputError
 
 ENTRY = "run.py"
@@ -177,7 +178,7 @@ def _collect(out: Path, outcomes: Sequence[Outcome]) -> None:
         o.name: {"seconds": round(o.seconds, 1), "code": o.code, "claims": o.claims}
         for o in outcomes
     }
-    (out / "claims.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    write_text(out / "claims.json", json.dumps(facts, indent=1))
     text = ""
     for outcome in outcomes:
         claims = out / outcome.name / "claims.md"
@@ -187,4 +188,4 @@ def _collect(out: Path, outcomes: Sequence[Outcome]) -> None:
             else "It did not end.\n"
         )
         text += f"## {outcome.name}\n\n{body}\n"
-    (out / "claims.md").write_text(text, encoding="utf-8")
+    write_text(out / "claims.md", text)

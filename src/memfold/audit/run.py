@@ -29,8 +29,8 @@ from .gate import tell
 from .inputs import Inputs, Population, generated, points, read_inputs
 from .measure import Bench, choose_sigma, curves, draw, model_side
 from .plan import Plan
-from .store import Columns, Store, write_text
-from .tables import Evidence, Side, write_tables
+from .store import Columns, Store
+from .tables import TABLES, Evidence, Side, write_samples, write_tables
 
 _BAND = 64  # reference images with a curve
 _SHOWN = 300  # flagged subjects with pictures and a curve
@@ -56,11 +56,20 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     with clock("loading"):
         inputs = read_inputs(plan)
         embedding = _embedding(plan)
-    bench = Bench(plan, _store(plan, inputs), inputs.denoiser, progress)
+    with _store(plan, inputs) as store:
+        return _run(Bench(plan, store, inputs.denoiser, progress), inputs, embedding, clock)
+
+
+def _run(
+    bench: Bench, inputs: Inputs, embedding: Embedding | None, clock: _Clock
+) -> dict[str, Any]:
+    """Audit within a directory that is this run's alone."""
+    plan, outputs = bench.plan, [*TABLES]
     with clock("subjects"):
         subjects = inputs.subjects or generated(draw(bench, plan.generate or 0))
         if plan.source == "generated":
-            np.savez_compressed(Path(plan.out) / "samples.npz", images=subjects.images.pixels)
+            outputs.append("samples.npz")
+            write_samples(Path(plan.out), subjects)
     train = points(inputs.denoiser, inputs.train)
     with clock("model side"):
         reference_flat = points(inputs.denoiser, inputs.reference.images)
@@ -96,8 +105,7 @@ def run(plan: Plan, *, progress: bool = True) -> dict[str, Any]:
     found = facts(
         plan, inputs, verdicts.kind.tolist(), told, evidence.truth, sigma, grid, clock.seconds
     )
-    write_text(Path(plan.out) / "audit.json", json.dumps(found, indent=1, allow_nan=False))
-    return found
+    return bench.store.finish("audit.json", found, outputs)
 
 
 def _embedding(plan: Plan) -> Embedding | None:

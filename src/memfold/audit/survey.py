@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +11,13 @@ import numpy as np
 import torch
 
 from memfold.datasets.images import Images, load_images
+from memfold.files import csv_text, write_table, write_text
 from memfold.lid.scale import ESTIMATORS, knee, lid_curve
 from memfold.memorization.replicate import duplicate_groups
 from memfold.types import Curve, InputError
 
 from .data_side import neighbor_estimator
 from .inputs import load_images_model, read_for
-from .store import write_table, write_text
 
 
 @dataclass(frozen=True)
@@ -171,11 +169,7 @@ def save(table: dict[str, list[Any]], path: str) -> None:
         if target.suffix == ".parquet":
             write_table(target, table)
         elif target.suffix == ".csv":
-            buffer = io.StringIO()
-            writer = csv.writer(buffer)
-            writer.writerow(table)
-            writer.writerows(zip(*table.values(), strict=True))
-            write_text(target, buffer.getvalue())
+            write_text(target, csv_text([list(table), *zip(*table.values(), strict=True)]))
         else:
             raise InputError(f"--out {path}: write to a .parquet or .csv file")
     except OSError as error:

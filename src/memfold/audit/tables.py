@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from memfold.datasets.images import Images
+from memfold.files import write_bytes, write_table
 from memfold.memorization.mmh import Verdicts
 from memfold.memorization.replicate import Matches
 
 from .inputs import Population
-from .store import Columns, write_table
+from .store import Columns
 
+TABLES = ("results.parquet", "reference.parquet", "pictures.parquet")
 _THUMBNAIL = 256  # pixels, longest side of a picture in the report
 
 
@@ -104,6 +106,18 @@ def write_tables(
         },
     )
     write_table(out / "pictures.parquet", _pictures(train, subjects, evidence))
+
+
+def write_samples(out: Path, subjects: Population) -> None:
+    """Write generated images to samples.npz, array `images`.
+
+    Args:
+        out: the audit's directory.
+        subjects: the images.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, images=subjects.images.pixels)
+    write_bytes(out / "samples.npz", buffer.getvalue())
 
 
 def _results(

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
+from memfold.files import write_text
 from memfold.types import InputError
 
 _MAD = 1.4826  # standard deviation of a normal variable over its median absolute deviation
@@ -116,7 +117,7 @@ class Band:
         """
         text = json.dumps({"memfold": "band", **asdict(self)}, indent=1)
         try:
-            Path(path).write_text(text + "\n", encoding="utf-8")
+            write_text(path, text + "\n")
         except OSError as error:
             raise InputError(f"{path} cannot be written ({error.strerror})") from error
 

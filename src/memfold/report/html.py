@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from memfold.files import write_text
 from memfold.report import figures, words
 from memfold.report.fields import read_json
 from memfold.report.model import (
@@ -88,18 +89,17 @@ def write(directory: str | os.PathLike[str]) -> Path:
         InputError: a file of the directory is missing or broken.
     """
     path = Path(directory) / "report.html"
-    text = _text(Path(directory))
-    unfinished = path.with_name(f"report.html.{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, draw(directory))
     return path
 
 
-def _text(directory: Path) -> str:
-    """The page of either kind of audit: of images, or of prompts."""
+def draw(directory: str | os.PathLike[str]) -> str:
+    """The page of either kind of audit, of images or of prompts: the same for the same tables.
+
+    Raises:
+        InputError: a file of the directory is missing or broken.
+    """
+    directory = Path(directory)
     if read_json(directory / "audit.json").get("kind") == "prompts":
         from memfold.report.prompts import render_prompts
 
