@@ -245,7 +245,7 @@ def _csv(
     """Write a row an image."""
     skip = {"clip", "seed"}
     names = list(dict.fromkeys(k for *_, row in table for k in row if k not in skip))
-    rows = [["method", "type", "prompt", "seed", "copy", *names]]
+    rows: list[list[Any]] = [["method", "type", "prompt", "seed", "copy", *names]]
     for method, kind, prompt, row in table:
         for j, seed in enumerate(seeds):
             values = [_short(row[k][j]) if k in row else "" for k in names]
