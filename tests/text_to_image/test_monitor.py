@@ -354,18 +354,14 @@ def test_networks_without_cross_attention_say_so(family):
         AttentionWatch(adapted(family))
 
 
-def test_calls_that_fit_no_run_are_refused():
+def test_calls_outside_a_run_are_not_its_own():
     model = adapted("sd1 (eps)")
-    scheduler = model.pipe.scheduler
-    z = torch.zeros(1, 4, 8, 8)
+    scheduler, z = model.pipe.scheduler, torch.zeros(1, 4, 8, 8)
     scheduler.set_timesteps(2)
-    with Monitor(model), pytest.raises(InputError, match="without a call of the network"):
+    with Monitor(model) as monitor:
+        model.network(z, 5, encoder_hidden_states=torch.zeros(1, 16, 32))
         scheduler.step(z, scheduler.timesteps[0], z)
-    text = torch.zeros(3, 16, 32)
-    with Monitor(model):
-        model.network(z.expand(3, -1, -1, -1), 5, encoder_hidden_states=text)
-        with pytest.raises(InputError, match="1 times with a batch of 3 for 2 images"):
-            scheduler.step(z, scheduler.timesteps[0], z.expand(2, -1, -1, -1))
+    assert (monitor.sigmas, monitor.scores, monitor.blind) == ([], {}, None)
 
 
 def test_a_watched_generation_is_all_of_it(family):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from memfold.denoisers.adapters._calls import is_own_call
+from memfold.denoisers.adapters.scope import Scope
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.types import InputError
 
@@ -43,25 +44,35 @@ class AttentionWatch:
         self._seen: list[Tensor] = []
         self._ends: Tensor | None = None
         self._tokens = 0
+        self._error: Exception | None = None
 
     def __enter__(self) -> AttentionWatch:
         """Begin to watch."""
-        self._seen, self._ends = [], None
+        self._seen, self._ends, self._error = [], None, None
+        scope = self._stack.enter_context(Scope(self.model.pipe).opened())
         for layer in self.layers:
-            hook = layer.register_forward_pre_hook(self._read, with_kwargs=True)
-            self._stack.callback(hook.remove)
+            self._stack.enter_context(scope.hooked(layer, before=partial(self._read, layer)))
         encoder = getattr(self.model.pipe, "text_encoder", None)
         if encoder is not None:
-            handle = encoder.register_forward_pre_hook(self._read_ids, with_kwargs=True)
-            self._stack.callback(handle.remove)
+            self._stack.enter_context(scope.hooked(encoder, before=self._read_ids))
         return self
 
     def __exit__(self, *error: object) -> None:
         """Take the hooks away."""
         self._stack.close()
+        self._seen = []
+
+    def stop(self) -> None:
+        """Keep nothing from here on."""
+        self._seen, self._error = [], InputError("the watch was stopped")
 
     def take(self, n: int, guided: bool) -> tuple[Tensor | None, Tensor]:
-        """Return what the layers showed since the last call: end maps (n, h, w), entropies (n,)."""
+        """Return what the layers showed since the last call: end maps (n, h, w), entropies (n,).
+
+        Raises what a hook met: it must not end the run from inside the network.
+        """
+        if self._error is not None:
+            raise self._error
         seen, self._seen = self._seen, []
         half = self.model.layout.conditional or 0
         if guided and self.model.layout.calls == 1:
@@ -89,29 +100,42 @@ class AttentionWatch:
         return torch.stack(scaled).mean(0).squeeze(1), entropy.mean(0)
 
     @torch.no_grad()
-    def _read(self, layer: Any, args: tuple, kwargs: dict) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        if text is None or is_own_call():
-            return
-        if hidden.ndim == 4:
-            hidden = hidden.flatten(2).transpose(1, 2)
-        q, k = _queries(layer, hidden, kwargs), _keys(layer, text)
-        logits = q.float() @ k.float().transpose(-1, -2) * layer.scale
-        mask = kwargs.get("attention_mask")
-        if mask is not None and mask.shape[-1] == logits.shape[-1]:
-            bias = mask.float() if mask.is_floating_point() else (1.0 - mask.float()) * -1e4
-            logits = logits + bias.reshape(len(bias), 1, -1, logits.shape[-1])
-        self._seen.append(logits.softmax(-1).mean(1))
+    def _read(self, layer: Any, run: Any, args: tuple, kwargs: dict) -> None:
+        """Keep a layer's weights; an error is kept for `take`."""
+        if self._error is None:
+            try:
+                found = _weights(layer, args, kwargs)
+                self._seen += [] if found is None else [found]
+            except Exception as error:
+                self._seen, self._error = [], error
 
-    def _read_ids(self, encoder: Any, args: tuple, kwargs: dict) -> None:
+    def _read_ids(self, run: Any, args: tuple, kwargs: dict) -> None:
         """Note where each prompt ends; the prompts are encoded before the empty ones."""
         ids = args[0] if args else kwargs.get("input_ids")
-        token = getattr(self.model.pipe.tokenizer, "eos_token_id", None)
-        if self._ends is not None or is_own_call() or not isinstance(ids, Tensor) or token is None:
+        token = getattr(getattr(run, "tokenizer", None), "eos_token_id", None)
+        if self._ends is not None or not isinstance(ids, Tensor) or token is None:
             return
-        if bool((ids == token).any(1).all()):
+        if ids.ndim == 2 and bool((ids == token).any(1).all()):
             self._ends, self._tokens = (ids == token).int().argmax(1), ids.shape[1]
+
+
+def _weights(layer: Any, args: tuple, kwargs: dict) -> Tensor | None:
+    """Compute a layer's attention, mean over heads, (b, places, tokens); None without a text."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    if isinstance(text, tuple):  # an IP-Adapter's images stand behind the text
+        text = text[0]
+    if text is None:
+        return None
+    if hidden.ndim == 4:
+        hidden = hidden.flatten(2).transpose(1, 2)
+    q, k = _queries(layer, hidden, kwargs), _keys(layer, text)
+    logits = q.float() @ k.float().transpose(-1, -2) * layer.scale
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.shape[-1] == logits.shape[-1]:
+        bias = mask.float() if mask.is_floating_point() else (1.0 - mask.float()) * -1e4
+        logits = logits + bias.reshape(len(bias), 1, -1, logits.shape[-1])
+    return logits.softmax(-1).mean(1)
 
 
 def _queries(layer: Any, hidden: Tensor, kwargs: dict) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.adapters._calls import is_own_call, spied
+from memfold.denoisers.adapters._pipeline import brief
+from memfold.denoisers.adapters.scope import Scope
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.types import InputError
 
 from .attention import AttentionWatch
 from .view import Algebra, StepView, view_of
+
+_STEP = ("model_output", "timestep", "sample")  # how a scheduler's step begins
+_SCORES = ("cfg_norm", "guided_score_norm", "bright_ending", "attention_entropy")
+
+
+class MonitorWarning(UserWarning):
+    """A monitor cannot read a run, which goes on as if it were not there."""
 
 
 class Monitor:
@@ -27,19 +37,26 @@ class Monitor:
     monitor.scores["cfg_norm"]  # one row an image, one column a step
     ```
 
+    It watches the runs of this pipeline object in the thread (the `contextvars` context) that
+    entered the block, and no others, whatever they share with it; a worker of a thread pool enters
+    a monitor of its own. A monitor never ends a run: what it cannot read makes it blind. It warns
+    once (`MonitorWarning`), says why in `blind`, and its scores are NaN from that step on.
+
     Args:
         pipe: a diffusers text-to-image pipeline, or a TextToImage.
         attention: also watch the cross-attention, where the network has any: the attention to the
             end token, and the entropy. This computes the attention weights once more.
-        on_step: called with each StepView; what it raises ends the run.
+        on_step: called with each StepView that could be read; what it raises ends the run.
         keep: keep all StepViews in `views`.
 
     Attributes:
-        sigmas: noise standard deviation of every step.
+        sigmas: noise standard deviation of every step; NaN where it could not be read.
         views: the StepViews, if kept.
+        blind: why the monitor no longer sees; None while it does.
+        guidance_scale: what the watched pipeline said of its guidance; None if nothing.
 
     Raises:
-        InputError: the pipeline is of an unknown kind, or runs in an unknown way.
+        InputError: the pipeline is of an unknown kind, or the monitor is in use.
     """
 
     def __init__(
@@ -53,7 +70,7 @@ class Monitor:
         self.model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
         self.on_step, self.keep = on_step, keep
         self._attention = AttentionWatch(self.model) if attention else None
-        self._stack = ExitStack()
+        self._stack: ExitStack | None = None
         self._known: dict[float, tuple[float, Algebra]] = {}
         self.reset()
 
@@ -61,47 +78,67 @@ class Monitor:
         """Forget all steps; entering the block does so too."""
         self.sigmas: list[float] = []
         self.views: list[StepView] = []
-        self._columns: dict[str, list[Tensor]] = {}
+        self.blind: str | None = None
+        self.guidance_scale: float | None = None
+        self._columns: list[dict[str, Tensor]] = []
+        self._images = 0
         self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
     def scores(self) -> dict[str, Float[Tensor, "b s"]]:
         """Score names and their values, a row an image, a column a step; large is suspicious.
 
-        `attention_entropy` alone is small where memorization is likely.
+        `attention_entropy` alone is small where memorization is likely. A step that does not show
+        a score, or that the blind monitor did not see, has NaN.
         """
-        return {k: torch.stack(v, 1) for k, v in self._columns.items() if len(v)}
+        names = dict.fromkeys(name for column in self._columns for name in column)
+        unseen = torch.full((self._images,), float("nan"))
+        return {k: torch.stack([c.get(k, unseen) for c in self._columns], 1) for k in names}
 
     def __enter__(self) -> Monitor:
         """Begin to watch."""
+        if self._stack is not None:
+            raise InputError("this monitor watches already; make one for each thread and each run")
         self.reset()
-        network, scheduler = self.model.network, self.model.pipe.scheduler
-
-        def spy(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            if not is_own_call():
-                given = zip(("model_output", "timestep", "sample"), args, strict=False)
-                names = dict(given) | kwargs
-                self._see(names["model_output"], len(names["sample"]), float(names["timestep"]))
-            return step(*args, **kwargs)
-
-        places = self.model.places
-
-        def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-            if is_own_call():
-                return
-            z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
-            self._outputs.append((z, torch.as_tensor(t), self.model.layout.prediction(output)))
-
-        handle = network.register_forward_hook(after, with_kwargs=True)
-        self._stack.callback(handle.remove)
-        self._stack.enter_context(spied(scheduler, spy))
-        if self._attention is not None:
-            self._stack.enter_context(self._attention)
+        with ExitStack() as stack:
+            scope = stack.enter_context(Scope(self.model.pipe).opened())
+            stack.enter_context(scope.hooked(self.model.network, after=self._after))
+            stack.enter_context(scope.spied(self.model.pipe.scheduler, self._spy))
+            if self._attention is not None:
+                stack.enter_context(self._attention)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
         """Take every hook away again."""
-        self._stack.close()
+        if self._stack is not None:
+            self._stack.close()
+        self._stack, self._outputs = None, []
+
+    def _after(self, run: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        """Keep what the network was asked and answered."""
+        if self.blind is None:
+            try:
+                places = self.model.places
+                z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
+                self._outputs.append((z, torch.as_tensor(t), self.model.layout.prediction(output)))
+            except Exception as error:
+                self._lose(error)
+
+    def _spy(self, run: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Read a step before the scheduler makes it."""
+        view = None
+        if self.blind is None:
+            try:
+                named = dict(zip(_STEP, args, strict=False)) | kwargs
+                view = self._see(run, *(named[k] for k in _STEP))
+            except Exception as error:
+                self._lose(error)
+        if view is None:
+            self._skip(args, kwargs)
+        elif self.on_step is not None:
+            self.on_step(view)
+        return step(*args, **kwargs)
 
     def _at(self, time: float) -> tuple[float, Algebra]:
         """Return what a time of the scheduler means; it is worked out once."""
@@ -110,21 +147,51 @@ class Monitor:
             self._known[time] = sigma, Algebra.of(self.model, sigma)
         return self._known[time]
 
-    def _see(self, guided: Tensor, n: int, time: float) -> None:
-        sigma, algebra = self._at(time)
-        view = view_of(
-            self.model, self._outputs, guided, n, len(self.sigmas), sigma=sigma, algebra=algebra
-        )
+    def _see(self, run: Any, guided: Tensor, timestep: Any, sample: Tensor) -> StepView:
+        sigma, algebra = self._at(float(timestep))
+        n, index = len(sample), len(self.sigmas)
+        if index and n != self._images:
+            raise InputError(f"a step of {n} images follows one of {self._images} in one block")
+        view = view_of(self.model, self._outputs, guided, n, index, sigma=sigma, algebra=algebra)
         self._outputs = []
         if self._attention is not None:
             ends, entropy = self._attention.take(n, view.has_guidance)
             view = replace(view, end_attention=ends, attention_entropy=entropy)
-        self.sigmas.append(view.sigma)
-        for name in ("cfg_norm", "guided_score_norm", "bright_ending", "attention_entropy"):
+        column = {}
+        for name in _SCORES:
             value = getattr(view, name)
             if value is not None and (name != "cfg_norm" or view.has_guidance):
-                self._columns.setdefault(name, []).append(value.detach().float().cpu())
-        if self.keep:
-            self.views.append(view.settled())
-        if self.on_step is not None:
-            self.on_step(view)
+                column[name] = value.detach().float().cpu()
+        settled = [view.settled()] if self.keep else []
+        self._images = n
+        self.guidance_scale = getattr(run, "guidance_scale", None)
+        self.sigmas.append(view.sigma)
+        self._columns.append(column)
+        self.views += settled
+        return view
+
+    def _lose(self, error: Exception) -> None:
+        """Go blind, and say so once."""
+        self.blind = brief(error) if not isinstance(error, InputError) else str(error)
+        self._outputs = []
+        if self._attention is not None:
+            self._attention.stop()
+        message = (
+            f"{self.model.name}: from step {len(self.sigmas) + 1} on the monitor is blind, and its "
+            f"scores are NaN ({self.blind}); the run goes on"
+        )
+        with suppress(MonitorWarning):  # where warnings are errors it must not end the run either
+            warnings.warn(message, MonitorWarning, stacklevel=4)
+
+    def _skip(self, args: tuple, kwargs: dict) -> None:
+        """Note a step that was not seen."""
+        sample = kwargs.get("sample", args[2] if len(args) > 2 else None)
+        if not self._images:
+            self._images = len(sample) if isinstance(sample, Tensor) and sample.ndim else 1
+        names = list(self._columns[0]) if self._columns else ["guided_score_norm"]
+        if not self._columns and self.model.has_unconditional:
+            names.insert(0, "cfg_norm")
+        if not self._columns and self._attention is not None:
+            names += ["bright_ending", "attention_entropy"]
+        self.sigmas.append(float("nan"))
+        self._columns.append(dict.fromkeys(names, torch.full((self._images,), float("nan"))))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memfold.denoisers.adapters._calls import Condition, first_tensor, is_own_call, spied
+from memfold.denoisers.adapters._calls import Condition, first_tensor
+from memfold.denoisers.adapters.scope import Scope
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand
 from memfold.types import InputError
@@ -23,12 +24,13 @@ Change = Callable[[StepView], Tensor | None]
 
 @contextmanager
 def steered(model: TextToImage, change: Change) -> Iterator[None]:
-    """Replace the guided prediction of each step inside the block.
+    """Replace the guided prediction of each step that this pipeline makes inside the block.
 
     `change` sees D_c and D_0 at each network call and returns the D that the pipeline shall step
     with, or None to leave the step alone. Both halves of guidance are set to it, so that any
     guidance scale gives it; where a pipeline computes them in two calls, its scheduler is given it.
-    A step that is left alone is the pipeline's own, bit for bit.
+    A step that is left alone is the pipeline's own, bit for bit; so is every step of another
+    pipeline, or in another thread, that shares the network.
 
     Args:
         model: the pipeline.
@@ -49,12 +51,10 @@ def _one_call(model: TextToImage, change: Change) -> Iterator[None]:
     """Steer by what the network returns."""
     places, state = model.places, {"index": 0}
 
-    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> Any:
-        if is_own_call():
-            return None
+    def after(run: Any, args: tuple, kwargs: dict, output: Any) -> Any:
         z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
         prediction = model.layout.prediction(output)
-        both = guided_run(model, z)
+        both = guided_run(model, z, run)
         n = len(z) // 2 if both else len(z)
         half = prediction.chunk(2)[model.layout.conditional or 0] if both else prediction
         view = view_of(model, [(z, torch.as_tensor(t), prediction)], half, n, state["index"])
@@ -64,11 +64,8 @@ def _one_call(model: TextToImage, change: Change) -> Iterator[None]:
             return None
         return _rewritten(model, output, torch.cat([raw, raw]) if both else raw)
 
-    handle = model.network.register_forward_hook(after, with_kwargs=True)
-    try:
+    with Scope(model.pipe).opened() as scope, scope.hooked(model.network, after=after):
         yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -76,14 +73,11 @@ def _two_calls(model: TextToImage, change: Change) -> Iterator[None]:
     """Steer by what the scheduler is given: the first call has returned before the second."""
     places, outputs, state = model.places, [], {"index": 0}
 
-    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        if not is_own_call():
-            z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
-            outputs.append((z, torch.as_tensor(t), model.layout.prediction(output)))
+    def after(run: Any, args: tuple, kwargs: dict, output: Any) -> None:
+        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
+        outputs.append((z, torch.as_tensor(t), model.layout.prediction(output)))
 
-    def spy(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if is_own_call():
-            return step(*args, **kwargs)
+    def spy(run: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(_STEP, args, strict=False)) | kwargs
         n, sigma = len(named["sample"]), model.sigma_at(float(named["timestep"]))
         half = outputs[min(model.layout.conditional or 0, len(outputs) - 1)][2]
@@ -96,12 +90,12 @@ def _two_calls(model: TextToImage, change: Change) -> Iterator[None]:
         named["model_output"] = raw
         return step(*(named.pop(k) for k in _STEP[: len(args)]), *args[len(_STEP) :], **named)
 
-    handle = model.network.register_forward_hook(after, with_kwargs=True)
-    try:
-        with spied(model.pipe.scheduler, spy, changes=True):
-            yield
-    finally:
-        handle.remove()
+    with (
+        Scope(model.pipe).opened() as scope,
+        scope.hooked(model.network, after=after),
+        scope.spied(model.pipe.scheduler, spy, changes=True),
+    ):
+        yield
 
 
 def _wanted(model: TextToImage, change: Change, view: StepView, like: Tensor) -> Tensor | None:
@@ -119,7 +113,7 @@ def _wanted(model: TextToImage, change: Change, view: StepView, like: Tensor) ->
 
 @contextmanager
 def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
-    """Give the network another condition in place of the prompt's inside the block.
+    """Give the network another condition in place of the prompt's in this pipeline's runs.
 
     The unconditional half stays what the pipeline made it. Works for every family, whether its
     pipeline takes prompt embeddings or not.
@@ -138,11 +132,9 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
         raise InputError(f"{model.name} asks without the prompt first; memfold cannot replace it")
     last: list[Tensor] = []
 
-    def before(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if is_own_call():
-            return None
+    def before(run: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in model.places)
-        both, half = guided_run(model, z), model.layout.conditional or 0
+        both, half = guided_run(model, z, run), model.layout.conditional or 0
         if model.layout.calls == 2:
             now = [z, torch.as_tensor(t)]
             again = bool(last) and all(map(torch.equal, now, last))
@@ -165,18 +157,15 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
             leaves.append(torch.cat(parts))
         return tree_unflatten(leaves, tree)
 
-    handle = model.network.register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with Scope(model.pipe).opened() as scope, scope.hooked(model.network, before=before):
         yield
-    finally:
-        handle.remove()
 
 
-def guided_run(model: TextToImage, z: Tensor) -> bool:
+def guided_run(model: TextToImage, z: Tensor, run: Any) -> bool:
     """Tell whether a call holds both halves of guidance: its latents come twice."""
     if model.layout.calls != 1 or model.layout.conditional is None or len(z) % 2:
         return False
-    says = getattr(model.pipe, "do_classifier_free_guidance", None)
+    says = getattr(run, "do_classifier_free_guidance", None)
     return bool(torch.equal(*z.chunk(2))) if says is None else bool(says)
 
 

@@ -108,7 +108,7 @@ def generate_watched(
     wide = torch.promote_types(x.dtype, torch.float32)
     scale = guidance_scale
     if scale is None:
-        scale = getattr(model.pipe, "guidance_scale", None)
+        scale = monitor.guidance_scale
     return Generation(
         model=model,
         prompt=prompt,

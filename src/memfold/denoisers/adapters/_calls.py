@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -20,9 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from memfold.types import InputError
 
+from .scope import Scope, own_calls
+
 _SAMPLE = ("sample", "hidden_states", "x", "latents")
 _TIME = ("timestep", "timesteps", "t")
-_OWN = ContextVar("memfold_own_call", default=False)
 
 
 class Stop(Exception):
@@ -91,111 +90,43 @@ class Record:
 
 
 @contextmanager
-def own_calls() -> Iterator[None]:
-    """Mark the network's calls inside the block as memfold's own, no part of the user's run."""
-    token = _OWN.set(True)
-    try:
-        yield
-    finally:
-        _OWN.reset(token)
-
-
-def is_own_call() -> bool:
-    """Tell whether memfold itself asks the network; whoever watches a run looks away then."""
-    return _OWN.get()
-
-
-@contextmanager
-def spied(scheduler: Any, spy: Callable[..., Any], *, changes: bool = False) -> Iterator[None]:
-    """Call `spy(step, *args, **kwargs)` in place of the scheduler's step inside the block.
-
-    The stand-in shows the step's own signature: pipelines read it to see whether the scheduler
-    takes a generator and eta.
-
-    Args:
-        scheduler: the pipeline's scheduler.
-        spy: calls `step`, and returns what it returned.
-        changes: whether it changes the arguments; such a spy goes before all that only watch,
-            whichever came first, so that those see what the scheduler is given.
-
-    Yields:
-        Nothing.
-    """
-    before = vars(scheduler).get("step")
-    spies: list[tuple[bool, Callable[..., Any]]] | None = getattr(before, "memfold_spies", None)
-    installed = spies is None
-    if spies is None:
-        spies = []
-        scheduler.step = _stand_in(scheduler.step, spies)
-    entry = (changes, spy)
-    spies.insert(0 if changes else sum(first for first, _ in spies), entry)
-    try:
-        yield
-    finally:
-        spies.remove(entry)
-        if installed and before is None:
-            del scheduler.step  # the instance's attribute: the class's method is there again
-        elif installed:
-            scheduler.step = before
-
-
-def _stand_in(
-    step: Callable[..., Any], spies: list[tuple[bool, Callable[..., Any]]]
-) -> Callable[..., Any]:
-    """Make a step that goes through the spies, the first one outermost."""
-
-    @wraps(step)
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        call = step
-        for _, spy in reversed(spies):
-            call = partial(spy, call)
-        return call(*args, **kwargs)
-
-    vars(stand_in)["memfold_spies"] = spies
-    return stand_in
-
-
-@contextmanager
-def recorded(network: torch.nn.Module, scheduler: Any, stop_after: int | None) -> Iterator[Record]:
-    """Record the calls of a network and its scheduler inside the block.
+def recorded(network: torch.nn.Module, pipe: Any, stop_after: int | None) -> Iterator[Record]:
+    """Record the calls of a network and its scheduler that one pipeline makes inside the block.
 
     Args:
         network: the denoising network.
-        scheduler: the pipeline's scheduler.
+        pipe: the pipeline object that runs inside the block, as memfold's own.
         stop_after: how many calls to record before `Stop` is raised, before the last one
             computes; None for a whole run.
 
     Yields:
         The record, filled while the block runs.
     """
-    record = Record()
+    record, scope = Record(), Scope(pipe, own=True)
 
-    def before(module: Any, args: tuple, kwargs: dict) -> None:
+    def before(run: Any, args: tuple, kwargs: dict) -> None:
         if stop_after is not None and len(record.calls) + 1 >= stop_after:
             record.calls.append(Call(args, dict(kwargs)))
             raise Stop
 
-    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    def after(run: Any, args: tuple, kwargs: dict, output: Any) -> None:
         record.calls.append(Call(args, dict(kwargs), first_tensor(output)))
 
-    def spy(step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def spy(run: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         names = dict(zip(("model_output", "timestep", "sample"), args, strict=False)) | kwargs
         record.seen.append(len(record.calls))
         out = step(*args, **kwargs)
-        sigma, time = _own_sigma(scheduler), float(names["timestep"])
+        sigma, time = _own_sigma(pipe.scheduler), float(names["timestep"])
         record.steps.append(Step(names["model_output"], time, names["sample"], sigma))
         return out
 
-    handles = [
-        network.register_forward_pre_hook(before, with_kwargs=True),
-        network.register_forward_hook(after, with_kwargs=True),
-    ]
-    try:
-        with spied(scheduler, spy), own_calls():
-            yield record
-    finally:
-        for handle in handles:
-            handle.remove()
+    with (
+        scope.opened(),
+        scope.hooked(network, before=before, after=after),
+        scope.spied(pipe.scheduler, spy),
+        own_calls(),
+    ):
+        yield record
 
 
 def _own_sigma(scheduler: Any) -> float:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from memfold.types import InputError
 
 from ._calls import Record, Stop, recorded
 from ._pipeline import brief
-from ._state import OFFLOADING, kept
+from ._state import borrowed
 
 NETWORKS = ("unet", "transformer")
 
@@ -52,6 +51,9 @@ class Runs:
     ) -> Any:
         """Call the user's own pipeline, with one generator for each seed.
 
+        It runs on a borrowed copy, so that the user's object and its scheduler stay as they are,
+        whoever uses them meanwhile.
+
         Args:
             prompt: the words.
             seeds: one an image.
@@ -67,20 +69,21 @@ class Runs:
         if len(seeds) == 0:
             raise InputError("seeds is empty; give one for each image")
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-        with self.quiet():
-            out = self.run(
+        with borrowed(self.pipe) as pipe:
+            return self.run(
+                pipe,
                 prompt=prompt,
                 num_images_per_prompt=len(seeds),
                 generator=generators,
                 output_type=output_type,
                 **options,
             )
-        return out
 
-    def run(self, *, gradients: bool = False, **arguments: Any) -> Any:
-        """Call the pipeline with the options of this object and return its images.
+    def run(self, pipe: Any, *, gradients: bool = False, **arguments: Any) -> Any:
+        """Call a borrowed copy of the pipeline with the options of this object; return its images.
 
         Args:
+            pipe: the copy.
             gradients: leave out the pipeline's own torch.no_grad.
             arguments: of the pipeline.
 
@@ -94,26 +97,12 @@ class Runs:
         try:
             call = type(self.pipe).__call__
             call = inspect.unwrap(call) if gradients else call
-            out = call(self.pipe, **arguments)
+            out = call(pipe, **arguments)
         except InputError:
             raise
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} refuses its arguments: {brief(error)}") from error
         return out.images if hasattr(out, "images") else out[0]
-
-    @contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Hide the pipeline's progress bar inside the block."""
-        before = dict(getattr(self.pipe, "_progress_bar_config", {}) or {})
-        had = hasattr(self.pipe, "_progress_bar_config")
-        self.pipe.set_progress_bar_config(**before | {"disable": True})
-        try:
-            yield
-        finally:
-            if had:
-                self.pipe.set_progress_bar_config(**before)
-            else:
-                del self.pipe._progress_bar_config
 
     def record(
         self,
@@ -148,13 +137,11 @@ class Runs:
         }
         arguments = {k: v for k, v in arguments.items() if k in self.accepts} | options
         with (
-            self.quiet(),
-            recorded(self.network, self.pipe.scheduler, stop_after) as record,
-            kept(self.pipe.scheduler),
-            kept(self.pipe, but=OFFLOADING),
+            borrowed(self.pipe) as pipe,
+            recorded(self.network, pipe, stop_after) as record,
         ):
             try:
-                self.run(gradients=gradients, **arguments)
+                self.run(pipe, gradients=gradients, **arguments)
             except Stop:
                 pass
             except InputError:
@@ -162,8 +149,8 @@ class Runs:
             except Exception as error:  # whatever the pipeline raises
                 raise InputError(f"{self.name} cannot be run: {brief(error)}") from error
             finally:
-                if hasattr(self.pipe, "maybe_free_model_hooks"):
-                    self.pipe.maybe_free_model_hooks()
+                if hasattr(pipe, "maybe_free_model_hooks"):
+                    pipe.maybe_free_model_hooks()
         return record
 
 

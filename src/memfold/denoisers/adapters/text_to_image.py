@@ -15,7 +15,7 @@ from memfold.denoisers.parameterizations import NetworkDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
-from ._calls import Call, Condition, Record, own_calls, part
+from ._calls import Call, Condition, Record, part
 from ._embedded import Embedded, Leaf, embedded
 from ._latents import LatentImages, Packing
 from ._look import PROBE, Layout, look
@@ -23,6 +23,7 @@ from ._pipeline import read_pipeline
 from ._runs import Runs, find_network
 from ._state import adapters, adapters_off, frozen
 from .schedulers import read_schedule
+from .scope import own_calls
 
 _OTHERS = {"num_frames", "video_length", "num_videos_per_prompt", "audio_length_in_s"}
 
