@@ -89,7 +89,7 @@ def beside(job):
 def pair(request):
     """Two pipeline objects that share everything, as far as they are networks and schedulers."""
     one = tiny.pipeline(request.param)
-    options = {k: v for k, v in tiny.OPTIONS.get(request.param, {}).items()}
+    options = dict(tiny.OPTIONS.get(request.param, {}))
     return TextToImage(one, **options), like(one), options
 
 

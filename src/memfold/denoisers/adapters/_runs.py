@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -103,6 +104,20 @@ class Runs:
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} refuses its arguments: {brief(error)}") from error
         return out.images if hasattr(out, "images") else out[0]
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hide the progress bar of the user's own object inside the block."""
+        before = dict(getattr(self.pipe, "_progress_bar_config", {}) or {})
+        had = hasattr(self.pipe, "_progress_bar_config")
+        self.pipe.set_progress_bar_config(**before | {"disable": True})
+        try:
+            yield
+        finally:
+            if had:
+                self.pipe.set_progress_bar_config(**before)
+            else:
+                del self.pipe._progress_bar_config
 
     def record(
         self,

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
+from types import FrameType
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ class Scope:
         """
         if self not in _OPEN.get() or self.own != is_own_call():
             return None
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             code = frame.f_code
             # Of frames by other names no locals are read: in Python 3.11 that would keep them.
