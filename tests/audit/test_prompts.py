@@ -183,7 +183,7 @@ def test_copies_are_found_in_every_space(pipeline, lists, tmp_path, embedding):
     (tmp_path / "one.txt").write_text(SUBJECTS[0])
     given = plan(
         pipeline, (str(tmp_path / "one.txt"), lists[1]), tmp_path, alpha=0.99,
-        data=str(tmp_path / "train.npz"), embedding=embedding,
+        data=str(tmp_path / "train.npz"), embedding=embedding, allow_code=True,
     )  # fmt: skip
     assert run_prompts(given, progress=False)["shown"] == 1
     (row,) = flagged(tmp_path / "out")

@@ -72,7 +72,7 @@ def test_audit_json_records_everything(audited: Path, pipeline: Path, data: Path
     facts = json.loads((audited / "audit.json").read_text())
     assert sum(facts["counts"].values()) == 40
     assert facts["arguments"]["noises"] == 4
-    assert f"memfold audit {pipeline} --data" in facts["command"]
+    assert "memfold audit ddpm --data train.npz" in facts["command"]
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["hashes"]["model"].startswith("sha256:")
     assert set(facts["hashes"]) == {"model", "data", "holdout"}
@@ -298,11 +298,12 @@ def test_an_embedding_gives_its_own_nearest_image(
         warnings.simplefilter("ignore")  # torch.jit announces its successor
         torch.jit.script(_Mean()).save(str(file))
     options: dict[str, Any] = {"train_points": False, "samples": str(data / "samples")}
-    run(plan(pipeline, data, tmp_path / "a", embedding=str(file), **options), progress=False)
+    options |= {"embedding": str(file), "allow_code": True}
+    run(plan(pipeline, data, tmp_path / "a", **options), progress=False)
     found = results(tmp_path / "a")
     copied = next(i for i, name in enumerate(found["id"]) if "script" in name)
     assert found["embedding_nearest_id"][copied] == "3"
     assert found["embedding_distance"][copied] == 0
     file.write_bytes(b"no module")
     with pytest.raises(InputError, match=r"embedding\.pt is no TorchScript module"):
-        run(plan(pipeline, data, tmp_path / "b", embedding=str(file), **options), progress=False)
+        run(plan(pipeline, data, tmp_path / "b", **options), progress=False)

@@ -1,6 +1,7 @@
 """Loading image embeddings: against the models themselves, and what is refused."""
 
 import json
+import sys
 import warnings
 from pathlib import Path
 
@@ -142,6 +143,10 @@ class _Infinite(torch.nn.Module):
         return x.flatten(1) / 0
 
 
+def load_code(file: Path):
+    return load_embedding(file, allow_code=True)
+
+
 def script(module: torch.nn.Module, file: Path) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit announces its successor
@@ -150,7 +155,7 @@ def script(module: torch.nn.Module, file: Path) -> Path:
 
 
 def test_a_torchscript_file(tmp_path: Path, images: torch.Tensor) -> None:
-    embed = load_embedding(script(_Moments(), tmp_path / "moments.pt"))
+    embed = load_code(script(_Moments(), tmp_path / "moments.pt"))
     wanted = torch.stack([images.mean((1, 2, 3)), images.square().mean((1, 2, 3))], 1)
     torch.testing.assert_close(embed(images), wanted)
     lengths = unit(embed)(images).norm(dim=1)
@@ -170,7 +175,7 @@ def test_a_torchscript_file(tmp_path: Path, images: torch.Tensor) -> None:
 def test_an_embedding_that_answers_wrongly_is_refused(
     module: torch.nn.Module, message: str, tmp_path: Path, images: torch.Tensor
 ) -> None:
-    embed = load_embedding(script(module, tmp_path / "m.pt"))
+    embed = load_code(script(module, tmp_path / "m.pt"))
     with pytest.raises(InputError, match=message):
         embed(images)
 
@@ -189,6 +194,88 @@ def test_what_is_no_embedding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_text("")
     with pytest.raises(InputError, match="pass the directory around it"):
         load_embedding(tmp_path / "w.safetensors")
+
+
+def test_torchscript_runs_nothing_until_it_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = script(_Moments(), tmp_path / "m.pt")
+    monkeypatch.setattr(torch.jit, "load", lambda *a, **o: pytest.fail("loaded"))
+    for options in ({}, {"allow_pickle": True}):
+        with pytest.raises(InputError, match=r"runs code of its own; .* \(--allow-code\)"):
+            load_embedding(file, **options)
+    for name in ("m.onnx", "m.safetensors"):  # a name does not make it harmless
+        with pytest.raises(InputError, match="embedding"):
+            load_embedding(file.rename(tmp_path / name))
+        (tmp_path / name).rename(file)
+
+
+def graph(file: Path, *, external: bool = False, domain: str = "") -> Path:
+    """An ONNX graph of the channels' means, plus a constant that may stand in another file."""
+    from onnx import TensorProto, helper, numpy_helper, save_model
+
+    shift = numpy_helper.from_array(np.arange(3, dtype=np.float32), "shift")
+    if external:
+        shift.ClearField("raw_data")
+        shift.data_location = TensorProto.EXTERNAL
+        shift.external_data.add(key="location", value="../secret.bin")
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["m"], axes=[2, 3], keepdims=0, domain=domain),
+        helper.make_node("Add", ["m", "shift"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["b", 3, "h", "w"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["b", 3])
+    made = helper.make_graph(nodes, "g", [x], [y], [shift])
+    opsets = [helper.make_opsetid("", 13)] + ([helper.make_opsetid(domain, 1)] if domain else [])
+    save_model(helper.make_model(made, opset_imports=opsets, ir_version=8), str(file))
+    return file
+
+
+def test_an_onnx_file_needs_no_permission(tmp_path: Path, images: torch.Tensor) -> None:
+    embed = load_embedding(graph(tmp_path / "m.onnx"))
+    wanted = images.mean((2, 3)) + torch.arange(3)
+    torch.testing.assert_close(embed(images), wanted)
+    torch.testing.assert_close(embed(images[2:3]), wanted[2:3])
+    torch.testing.assert_close(embed(torch.zeros(2, 1, 5, 7)), torch.arange(3.0).expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"external": True}, "keeps weights in other files"),
+        ({"domain": "evil.ops"}, "cannot be loaded"),
+    ],
+)
+def test_an_onnx_file_that_asks_for_more_than_itself_is_refused(
+    tmp_path: Path, options: dict, message: str
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "secret.bin").write_bytes(np.arange(3, dtype=np.float32).tobytes())
+    with pytest.raises(InputError, match=message) as stop:
+        load_embedding(graph(tmp_path / "d" / "m.onnx", **options))
+    assert "\n" not in str(stop.value)
+
+
+def test_without_the_extra_its_name_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = graph(tmp_path / "m.onnx")
+    for name in ("onnx", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            with pytest.raises(InputError, match=r"needs onnx.*pip install 'memfold\[onnx\]'"):
+                load_embedding(file)
+
+
+def test_remote_code_of_a_directory_is_not_run(tmp_path: Path) -> None:
+    path = save(dino(), tmp_path / "m")
+    config = json.loads((path / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    (path / "config.json").write_text(json.dumps(config))
+    (path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_embedding(path, allow_pickle=True, allow_code=True)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_pickled_weights_are_refused_until_allowed(tmp_path: Path, images: torch.Tensor) -> None:
@@ -216,6 +303,6 @@ def test_a_checkpoint_with_holes_is_refused(tmp_path: Path, images: torch.Tensor
 
 
 def test_images_of_another_form_are_refused(tmp_path: Path) -> None:
-    embed = load_embedding(script(_Moments(), tmp_path / "m.pt"))
+    embed = load_code(script(_Moments(), tmp_path / "m.pt"))
     with pytest.raises(InputError, match=r"an embedding takes \(b, 1 or 3, h, w\)"):
         embed(torch.zeros(2, 4, 8, 8))

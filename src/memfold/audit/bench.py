@@ -14,7 +14,6 @@ from numpy import ndarray
 import memfold
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS
-from memfold.memorization.embedding import load_embedding
 from memfold.memorization.evaluate import auroc, bootstrap, tpr_at_fpr
 from memfold.memorization.prompt_verdict import LEAST, SIGNALS, VERDICT, combine, standards
 from memfold.report.bench_figures import bench_figure
@@ -22,9 +21,11 @@ from memfold.sampling.training import training_images
 from memfold.types import InputError
 
 from .bench_tables import finite, markdown, score_rows
+from .digest import model_digest
 from .labelled import Labelled, counts, is_memorized, text_only
+from .plan import recorded
 from .scored import score_prompts
-from .scoring import Scoring, model_digest, usable
+from .scoring import Scoring, usable
 from .store import Columns, Store, write_text
 
 FPR = 0.01
@@ -41,6 +42,7 @@ def bench(
     workers: int = 1,
     overwrite: bool = False,
     progress: bool = True,
+    record_paths: bool = False,
 ) -> dict[str, Any]:
     """Score every prompt by every detector and compare with the known answers; resumable.
 
@@ -54,6 +56,7 @@ def bench(
         workers: processes.
         overwrite: discard what another run left in `out`.
         progress: show a bar.
+        record_paths: write whole paths into the results, not last names.
 
     Returns:
         What bench.json holds.
@@ -76,12 +79,10 @@ def bench(
     model = scoring.load()
     detectors, left = usable(model, scoring.detectors, scoring.images, scoring.spaces)
     fingerprint = {
-        **scoring.settings(),
-        "model": model_digest(scoring.model),
+        **scoring.fingerprint(),
         "prompts": list(labelled.prompts),
         "ordinary": list(ordinary),
         "training": _digests(scoring, model),
-        "memfold": memfold.__version__,
     }
     options: dict[str, Any] = {"workers": workers, "progress": progress, "model": model}
     with Store(out, fingerprint, overwrite=overwrite) as store:
@@ -96,7 +97,7 @@ def bench(
         rows = _rows(scores, labelled, scoring, test)
         found = {
             "memfold": memfold.__version__,
-            "model": scoring.model,
+            "model": recorded(scoring.model, whole=record_paths),
             "pipeline": model.name,
             "settings": scoring.settings(),
             "prompts": counts(labelled) | {"ordinary": len(ordinary)},
@@ -117,7 +118,7 @@ def _digests(scoring: Scoring, model: TextToImage) -> list[str]:
     if scoring.data is not None:
         found.append(training_images(scoring.data, model).digest)
     if scoring.embedding is not None:
-        load_embedding(scoring.embedding, allow_pickle=scoring.allow_pickle)
+        scoring.read_embedding(scoring.embedding)
         found.append(model_digest(scoring.embedding))
     return found
 

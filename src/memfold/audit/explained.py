@@ -32,7 +32,7 @@ from memfold.tensors import prompt_generator
 from memfold.types import Curve, InputError
 
 from .mitigation_judge import latents_of
-from .scoring import Scoring, model_digest
+from .scoring import Scoring
 from .store import Store
 from .where import where
 
@@ -178,11 +178,8 @@ def calibrated(
     if path.is_dir():
         raise InputError(f"--out {out} is a directory; name a file, such as band.json")
     texts = list(dict.fromkeys(read_prompts(prompts).prompts))
-    fingerprint = {
-        **scoring.settings(), "model": model_digest(scoring.model), "prompts": texts,
-        "scores": list(scores), "memfold": memfold.__version__,
-    }  # fmt: skip
     model = scoring.load()
+    fingerprint = {**scoring.fingerprint(), "prompts": texts, "scores": list(scores)}
     with Store(f"{out}.parts", fingerprint, overwrite=overwrite) as store:
 
         def keep(i: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def facts(
     Returns:
         Plain data for audit.json.
     """
+    plan = plan.recorded()
     counts, rates = summary.counts_and_rates(kinds)
     source = "train" if plan.holdout is None else "holdout"
     notes = [*inputs.warnings, *_warnings(plan, source)]

@@ -19,7 +19,8 @@ from memfold.denoisers.adapters.diffusers import load
 from memfold.denoisers.base import Denoiser
 from memfold.types import InputError
 
-from .plan import Plan
+from .digest import model_digest
+from .plan import Plan, recorded
 
 _BATCH = 256
 
@@ -54,7 +55,7 @@ class Inputs:
         train: all rows of the training data.
         reference: held-out images, or distinct training images where there are none.
         subjects: the images to judge; None where they are yet to be generated.
-        hashes: SHA-256 of model and data.
+        hashes: SHA-256 of model (weights and configuration) and data.
         truth: known kind of each training row, or None.
         warnings: what the reader of the report must know.
     """
@@ -100,8 +101,9 @@ def read_inputs(plan: Plan) -> Inputs:
             f"{plan.neighbors} needs; give the whole training set, or lower it"
         )
     distinct = _distinct(train)
-    hashes = {"model": model_hash(denoiser), "data": train.digest}
-    warnings = [f"{plan.data}: {note}." for note in train.notes]
+    hashes = {"model": _whole_hash(denoiser, plan.model), "data": train.digest}
+    name = recorded(plan.data, whole=plan.record_paths)
+    warnings = [f"{name}: {note}." for note in train.notes]
     if plan.holdout is not None:
         holdout = _read(plan.holdout, "--holdout", denoiser, plan.resize)
         _refuse_overlap(train, holdout, plan.holdout)
@@ -188,6 +190,12 @@ def model_hash(denoiser: Denoiser) -> str:
             value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()
         )
     return f"sha256:{total.hexdigest()}"
+
+
+def _whole_hash(denoiser: Denoiser, model: str) -> str:
+    """Hash the network as it was measured, and the files it came from: scheduler, VAE and all."""
+    both = f"{model_hash(denoiser)} {denoiser.dtype} {model_digest(model)}"
+    return f"sha256:{hashlib.sha256(both.encode()).hexdigest()}"
 
 
 def read_truth(path: Path, n: int) -> dict[int, str]:

@@ -18,6 +18,7 @@ from memfold.report.mitigation_figures import mitigation_figure, mitigation_tabl
 from memfold.sampling.training import training_images
 from memfold.types import InputError
 
+from .digest import model_digest
 from .labelled import Labelled
 from .mitigation_judge import (
     Reference,
@@ -27,7 +28,8 @@ from .mitigation_judge import (
 from .mitigation_specs import NONE, Spec, read_specs
 from .mitigation_summary import Limits, limits_of, summary_rows
 from .mitigation_work import APART, CASES, Job, Setting, Spaces, load_spaces, run_jobs
-from .scoring import Scoring, model_digest
+from .plan import recorded
+from .scoring import Scoring
 from .store import Columns, Store, write_text
 
 OUTPUTS = ("mitigation.md", "mitigation.svg", "samples.csv")
@@ -46,6 +48,7 @@ def bench_mitigations(
     workers: int = 1,
     overwrite: bool = False,
     progress: bool = True,
+    record_paths: bool = False,
     extra: Callable[[TextToImage], Callable[[Tensor, Tensor, str], dict[str, list[float]]]]
     | None = None,
 ) -> dict[str, Any]:
@@ -64,6 +67,7 @@ def bench_mitigations(
         workers: processes.
         overwrite: discard what another run left in `out`.
         progress: show a bar.
+        record_paths: write whole paths into the results, not last names.
         extra: makes a function of (latents, pictures, prompt) that gives further columns, from the
             pipeline; importable by its name, if there are several workers.
 
@@ -85,10 +89,11 @@ def bench_mitigations(
     _check(specs, model, bool(methods), images is not None)
     specs, left = _usable(specs, images is not None)
     base = list(dict.fromkeys(p for p in ordinary if p not in labelled.prompts))[:_ORDINARY]
+    load_spaces(scoring, spaces)  # what is wrong with them must come before the work
     fingerprint = {
-        **scoring.settings(), "kind": "mitigation", "model": model_digest(scoring.model),
+        **scoring.fingerprint(), "kind": "mitigation",
         "prompts": list(labelled.prompts), "types": list(labelled.kinds), "ordinary": base,
-        "methods": [spec.name for spec in specs], "memfold": memfold.__version__,
+        "methods": [spec.name for spec in specs],
         "data": None if images is None else images.digest,
         "embedding": spaces.embedding and model_digest(spaces.embedding),
         "clip": spaces.clip and model_digest(spaces.clip),
@@ -120,10 +125,13 @@ def bench_mitigations(
         attacks = _attacks(specs, known, others, attacked, limits)
         found = {
             "memfold": memfold.__version__,
-            "model": scoring.model,
+            "model": recorded(scoring.model, whole=record_paths),
             "pipeline": model.name,
             "settings": scoring.settings(),
-            "spaces": vars(spaces),
+            "spaces": {
+                k: recorded(v, whole=record_paths) if isinstance(v, str) else v
+                for k, v in vars(spaces).items()
+            },
             "limits": vars(limits),
             "calibrated_on": len(null),
             "left_out": left + _not_measured(spaces),

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.explain.attribution import Attribution, attribute
-from memfold.memorization.embedding import load_embedding, unit
+from memfold.memorization.embedding import unit
 from memfold.mitigation import Mitigation, mitigate
 from memfold.mitigation.evaluate import copies, recheck
 from memfold.sampling.trajectory import generate_watched
@@ -81,12 +81,11 @@ class Setting:
 
 def load_spaces(scoring: Scoring, spaces: Spaces) -> tuple[Any, Clip | None]:
     """Load the embedding (vectors of length 1) and the CLIP that the images are judged in."""
-    options: dict[str, Any] = {"allow_pickle": scoring.allow_pickle, "device": scoring.device}
     embedding = clip = None
     if spaces.embedding is not None:
-        embedding = unit(load_embedding(spaces.embedding, **options))
+        embedding = unit(scoring.read_embedding(spaces.embedding))
     if spaces.clip is not None:
-        clip = Clip(spaces.clip, **options)
+        clip = Clip(spaces.clip, allow_pickle=scoring.allow_pickle, device=scoring.device)
     return embedding, clip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from memfold.lid.scale import ESTIMATORS
 from memfold.types import InputError
 
 DATA_ESTIMATORS = ("mle", "lpca", "twonn", "empirical")
+_PATHS = ("model", "data", "out", "holdout", "samples", "truth", "embedding")
 KINDS = ("overfitting", "data", "undetermined")
 
 
@@ -47,6 +49,8 @@ class Plan:
         class_label: the class that a class-conditional model is fixed to.
         guidance_scale: classifier-free guidance with that class.
         allow_pickle: also read weights from pickles.
+        allow_code: also read an embedding in TorchScript, which runs code of its own.
+        record_paths: write whole paths into audit.json and the report, not last names.
         resize: bring images of another size to the model's.
         fail_on: verdicts whose presence makes the exit code 1. Without any it is 0, or 3 where
             `copies` copies could not have been called: inconclusive.
@@ -80,6 +84,8 @@ class Plan:
     class_label: int | None = None
     guidance_scale: float | None = None
     allow_pickle: bool = False
+    allow_code: bool = False
+    record_paths: bool = False
     resize: bool = False
     fail_on: tuple[str, ...] = ()
     copies: int = 1
@@ -127,6 +133,15 @@ class Plan:
             "images": f"images of {self.samples}",
         }[self.source]
 
+    def recorded(self) -> Plan:
+        """Give the plan as results show it: of paths the last name alone, unless all is wanted."""
+        shown = copy(self)
+        for name in _PATHS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(shown, name, recorded(value, whole=self.record_paths))
+        return shown
+
     def arguments(self) -> dict[str, Any]:
         """Give every argument, for the record."""
         return asdict(self) | {"fail_on": list(self.fail_on)}
@@ -159,8 +174,24 @@ class Plan:
             "copies",
             "overwrite",
         }
-        leave |= {"title", "batch_size", "alpha"}
+        leave |= {"title", "batch_size", "alpha", "device", "allow_code", "record_paths"}
         return {k: v for k, v in asdict(self).items() if k not in leave}
+
+
+def recorded(source: str, *, whole: bool) -> str:
+    """Give a path as results show it, which say nothing of the machine that they were made on.
+
+    Args:
+        source: a path, or a hub id.
+        whole: the user wants to see whole paths.
+
+    Returns:
+        The path or id; of a path that is absolute, or leads upwards, the last name alone.
+    """
+    path = Path(source)
+    if whole or not (path.is_absolute() or {"..", "~"} & set(path.parts)):
+        return source
+    return path.name if path.name not in ("", "..") else path.resolve().name or source
 
 
 def check_out(out: str) -> None:

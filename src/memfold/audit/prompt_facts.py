@@ -19,11 +19,11 @@ from memfold.memorization.prompt_verdict import SIGNALS
 
 from . import summary
 from .prompt_plan import PromptPlan
-from .scoring import model_digest
 
 
 def prompt_facts(
     plan: PromptPlan,
+    digest: str,
     model: TextToImage,
     subjects: list[str],
     ordinary: list[str],
@@ -35,6 +35,7 @@ def prompt_facts(
 
     Args:
         plan: the plan.
+        digest: the hash of the pipeline's files.
         model: the pipeline.
         subjects: the judged prompts.
         ordinary: the reference; empty where the judged prompts are their own.
@@ -45,6 +46,7 @@ def prompt_facts(
     Returns:
         Plain data for JSON.
     """
+    plan = plan.recorded()
     count, n = int(called.sum()), len(subjects)
     low, high = share_interval(count, n)
     m = len(ordinary) or n
@@ -59,8 +61,7 @@ def prompt_facts(
         "command": plan.command(),
         "arguments": plan.arguments(),
         "versions": summary.versions(),
-        "hashes": {"model": model_digest(plan.model)}
-        | ({} if data is None else {"data": data.digest}),
+        "hashes": {"model": digest} | ({} if data is None else {"data": data.digest}),
         "alpha": plan.alpha,
         "reference": {
             "n": m,

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from copy import copy
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from memfold.memorization.prompt_verdict import SIGNALS
 from memfold.types import InputError
 
-from .plan import check_out
+from .plan import check_out, recorded
 from .scoring import Scoring
 
 PROMPT_KINDS = ("memorized",)
 METHODS_OFF = "none"
+_PATHS = ("model", "prompts", "out", "ordinary", "data", "embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,8 @@ class PromptPlan:
         device: where to compute.
         half: compute in half precision.
         allow_pickle: also read weights from pickles.
+        allow_code: also read an embedding in TorchScript, which runs code of its own.
+        record_paths: write whole paths into audit.json and the report, not last names.
         fail_on: "memorized" makes the exit code 1 if any prompt is called.
         overwrite: discard another audit's results in `out`.
         title: heading of the report.
@@ -66,6 +70,8 @@ class PromptPlan:
     device: str = "cpu"
     half: bool = False
     allow_pickle: bool = False
+    allow_code: bool = False
+    record_paths: bool = False
     fail_on: tuple[str, ...] = ()
     overwrite: bool = False
     title: str = ""
@@ -101,7 +107,17 @@ class PromptPlan:
             device=self.device,
             half=self.half,
             allow_pickle=self.allow_pickle,
+            allow_code=self.allow_code,
         )
+
+    def recorded(self) -> PromptPlan:
+        """Give the plan as results show it: of paths the last name alone, unless all is wanted."""
+        shown = copy(self)
+        for name in _PATHS:
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(shown, name, recorded(value, whole=self.record_paths))
+        return shown
 
     def arguments(self) -> dict[str, Any]:
         """Give every argument, for the record."""

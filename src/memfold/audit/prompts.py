@@ -10,19 +10,20 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-import memfold
 from memfold.datasets.images import Images, load_images, to_model
 from memfold.datasets.prompts import read_prompts
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.memorization.embedding import Embedding, load_embedding
+from memfold.memorization.embedding import Embedding
 from memfold.memorization.prompt_verdict import SIGNALS
 
+from .digest import model_digest
 from .evidence import WATCHED, Show
 from .judging import Judge
 from .prompt_facts import prompt_facts
 from .prompt_plan import PromptPlan
 from .scored import score_prompts
-from .scoring import model_digest, usable
+from .scoring import usable
+from .seal import digest_of
 from .store import Columns, Store, write_table
 
 TABLES = ("results.parquet", "reference.parquet", "flagged.parquet")
@@ -73,7 +74,9 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
         write_table(
             Path(plan.out) / "reference.parquet", _reference(reference, found, called, ordinary)
         )
-        facts = prompt_facts(plan, model, subjects, ordinary, called, names, data)
+        facts = prompt_facts(
+            plan, fingerprint["model"], model, subjects, ordinary, called, names, data
+        )
         return store.finish("audit.json", facts, TABLES)
 
 
@@ -81,16 +84,14 @@ def _fingerprint(
     plan: PromptPlan, subjects: list[str], ordinary: list[str], data: Images | None
 ) -> dict[str, Any]:
     return {
-        **plan.scoring.settings(),
+        **plan.scoring.fingerprint(),
         "kind": "prompts",
-        "model": model_digest(plan.model),
-        "data": None if data is None else data.digest,
+        "data": None if data is None else [data.digest, digest_of(list(data.ids))],
         "embedding": None if plan.embedding is None else model_digest(plan.embedding),
         "prompts": subjects,
         "ordinary": ordinary,
         "explain": plan.explain,
         "mitigate": plan.mitigate,
-        "memfold": memfold.__version__,
     }
 
 
@@ -105,7 +106,7 @@ def _embedding(plan: PromptPlan) -> Embedding | None:
     """Load the embedding early: a wrong one must not end a run that is nearly done."""
     if plan.embedding is None:
         return None
-    return load_embedding(plan.embedding, allow_pickle=plan.allow_pickle, device=plan.device)
+    return plan.scoring.read_embedding(plan.embedding)
 
 
 def _results(

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import memfold
 from memfold.lid.scale import default_sigmas
 from memfold.memorization.complexity import features
 from memfold.memorization.embedding import Embedding, load_embedding
@@ -24,6 +23,7 @@ from memfold.memorization.replicate import near_duplicates, nearest_training
 from memfold.types import Estimate
 
 from .data_side import data_side
+from .digest import conditions
 from .facts import facts
 from .gate import tell
 from .inputs import Inputs, Population, generated, points, read_inputs
@@ -111,7 +111,10 @@ def _run(
 def _embedding(plan: Plan) -> Embedding | None:
     if plan.embedding is None:
         return None
-    return load_embedding(plan.embedding, allow_pickle=plan.allow_pickle, device=plan.device)
+    return load_embedding(
+        plan.embedding, allow_pickle=plan.allow_pickle, allow_code=plan.allow_code,
+        device=plan.device,
+    )  # fmt: skip
 
 
 def _embedded(embedding: Embedding | None, inputs: Inputs, subjects: Population) -> Columns:
@@ -131,7 +134,7 @@ def _embedded(embedding: Embedding | None, inputs: Inputs, subjects: Population)
 
 
 def _store(plan: Plan, inputs: Inputs) -> Store:
-    fingerprint = {**plan.settings(), "hashes": inputs.hashes, "memfold": memfold.__version__}
+    fingerprint = {**plan.settings(), "hashes": inputs.hashes, **conditions(plan.device)}
     return Store(plan.out, fingerprint, overwrite=plan.overwrite)
 
 

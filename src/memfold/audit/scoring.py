@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +14,12 @@ from memfold.denoisers.adapters._calls import first_tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS, Detector
 from memfold.memorization.detectors.base import NEEDS
-from memfold.memorization.embedding import load_embedding
+from memfold.memorization.embedding import Embedding, load_embedding
 from memfold.sampling.training import TrainingRows, training_images
 from memfold.sampling.trajectory import has_cross_attention
 from memfold.types import InputError
+
+from .digest import conditions, model_digest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class Scoring:
         device: where to compute.
         half: compute in half precision (float16 on a GPU).
         allow_pickle: also read weights from pickles.
+        allow_code: also read an embedding in TorchScript, which runs code of its own.
         height: pixels; the pipeline's default where None.
         width: pixels.
         data: training images, for the detectors that look for the nearest; None for none.
@@ -51,6 +52,7 @@ class Scoring:
     device: str = "cpu"
     half: bool = False
     allow_pickle: bool = False
+    allow_code: bool = False
     height: int | None = None
     width: int | None = None
     data: str | None = None
@@ -70,7 +72,7 @@ class Scoring:
 
     def settings(self) -> dict[str, Any]:
         """Give what the numbers depend on, without the places of files."""
-        leave = {"model", "device", "allow_pickle", "data", "embedding"}
+        leave = {"model", "device", "allow_pickle", "allow_code", "data", "embedding"}
         return {k: v for k, v in asdict(self).items() if k not in leave}
 
     def options(self) -> dict[str, Any]:
@@ -112,6 +114,22 @@ class Scoring:
             return ()
         return ("pixels", "latents") + (() if self.embedding is None else ("embedding",))
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Give what numbers depend on: settings, model, device, versions; after the loading."""
+        return {
+            **self.settings(), "model": model_digest(self.model), **conditions(self.device),
+        }  # fmt: skip
+
+    def read_embedding(self, source: str) -> Embedding:
+        """Load an image embedding as these settings allow.
+
+        Raises:
+            InputError: it cannot be read, or is not allowed.
+        """
+        return load_embedding(
+            source, allow_pickle=self.allow_pickle, allow_code=self.allow_code, device=self.device
+        )
+
     def training(self, model: TextToImage) -> TrainingRows | None:
         """Read the training images, in the size that the pipeline draws; None where none are given.
 
@@ -128,8 +146,7 @@ class Scoring:
             return None
         embed = None
         if self.embedding is not None:
-            options: dict[str, Any] = {"allow_pickle": self.allow_pickle, "device": self.device}
-            embed = load_embedding(self.embedding, **options)
+            embed = self.read_embedding(self.embedding)
         return TrainingRows.of(model, training_images(self.data, model), embed)
 
 
@@ -214,18 +231,3 @@ def usable(
         else:
             found.append(detector)
     return found, left
-
-
-def model_digest(path: str) -> str:
-    """Digest a file, or the configuration and weights of a directory; the name of a hub id."""
-    root = Path(path)
-    if not root.exists():
-        return path
-    total = hashlib.blake2b(digest_size=16)
-    for file in [root] if root.is_file() else sorted(root.rglob("*")):
-        if file.is_file() and (root == file or file.suffix in {".json", ".safetensors", ".bin"}):
-            total.update(str(file.relative_to(root)).encode())
-            with file.open("rb") as handle:
-                while block := handle.read(2**20):
-                    total.update(block)
-    return total.hexdigest()

@@ -32,6 +32,20 @@ Pickle = Annotated[
         "--allow-pickle", help="Also read pickled weights, which can run code: trust their source."
     ),
 ]
+Code = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Also read an embedding in TorchScript, which runs code of its own: trust its source.",
+    ),
+]
+RecordPaths = Annotated[
+    bool,
+    typer.Option(
+        "--record-paths",
+        help="Write whole paths into the results; otherwise the last name of each alone.",
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Start again where --out holds another run.")
 ]

@@ -9,6 +9,7 @@ import typer
 
 from memfold.cli._options import (
     ClassLabel,
+    Code,
     Debug,
     Device,
     Half,
@@ -17,6 +18,7 @@ from memfold.cli._options import (
     Overwrite,
     Pickle,
     Quiet,
+    RecordPaths,
     Resize,
     Seed,
 )
@@ -74,7 +76,7 @@ def audit(
         str | None,
         typer.Option(
             "--embedding",
-            help="Nearest images in this embedding too: TorchScript file or vision model.",
+            help="Nearest images in this embedding too: a vision model, ONNX or TorchScript.",
         ),
     ] = None,
     estimator: Annotated[
@@ -233,6 +235,8 @@ def audit(
     half: Half = False,
     resize: Resize = False,
     allow_pickle: Pickle = False,
+    allow_code: Code = False,
+    record_paths: RecordPaths = False,
     overwrite: Overwrite = False,
     title: Annotated[str, typer.Option("--title", help="Heading of the report.")] = "",
     json_: Json = False,
@@ -276,7 +280,8 @@ def audit(
 _PROMPTS = ("ordinary", "images", "steps", "shown", "mitigate", "workers")
 _BOTH = (
     "model", "out", "data", "embedding", "alpha", "limit", "guidance_scale", "seed", "device",
-    "half", "allow_pickle", "fail_on", "overwrite", "title", "explain",
+    "half", "allow_pickle", "allow_code", "record_paths", "fail_on", "overwrite", "title",
+    "explain",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from memfold.cli._options import (
+    Code,
     Debug,
     Device,
     Guidance,
@@ -18,6 +19,7 @@ from memfold.cli._options import (
     Pickle,
     Pipeline,
     Quiet,
+    RecordPaths,
     Seed,
     Steps,
     Workers,
@@ -79,8 +81,8 @@ def bench(
         str | None,
         typer.Option(
             "--embedding",
-            help="Look for the nearest in this embedding too: a TorchScript file (SSCD ...), or a "
-            "transformers vision model.",
+            help="Look for the nearest in this embedding too: a transformers vision model, an ONNX "
+            "file, or a TorchScript file (SSCD ...).",
         ),
     ] = None,
     clip: Annotated[
@@ -106,6 +108,8 @@ def bench(
     device: Device = "cpu",
     half: Half = False,
     allow_pickle: Pickle = False,
+    allow_code: Code = False,
+    record_paths: RecordPaths = False,
     overwrite: Overwrite = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -134,6 +138,7 @@ def bench(
     scoring = Scoring(
         model=model, images=images, steps=steps, guidance_scale=guidance_scale, detectors=names,
         seed=seed, device=device, half=half, allow_pickle=allow_pickle,
+        allow_code=allow_code,
         data=None if mitigation else data, embedding=None if mitigation else embedding,
     )  # fmt: skip
     if mitigation:
@@ -145,6 +150,7 @@ def bench(
             methods=[name.strip() for name in methods.split(",") if name.strip()],
             spaces=Spaces(data=data, embedding=embedding, clip=clip, copy_limit=copy_limit),
             workers=workers, overwrite=overwrite, progress=not (json_ or quiet),
+            record_paths=record_paths,
         )  # fmt: skip
     else:
         from memfold.audit.bench import bench as run
@@ -152,7 +158,7 @@ def bench(
         labelled, base = read_labelled(prompts, memorized, other, ordinary, limit=limit)
         found = run(
             labelled, scoring, out, ordinary=base, workers=workers, overwrite=overwrite,
-            progress=not (json_ or quiet),
+            progress=not (json_ or quiet), record_paths=record_paths,
         )  # fmt: skip
     table = Path(out) / ("mitigation.md" if mitigation else "bench.md")
     if json_:

@@ -1,11 +1,13 @@
-"""Image embeddings to compare images in: a TorchScript file, or a transformers vision model."""
+"""Image embeddings to compare images in: a transformers vision model, ONNX, or TorchScript."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from jaxtyping import Float
@@ -21,23 +23,29 @@ _BATCH = 64
 
 
 def load_embedding(
-    source: str | Path, *, allow_pickle: bool = False, device: str | torch.device = "cpu"
+    source: str | Path,
+    *,
+    allow_pickle: bool = False,
+    allow_code: bool = False,
+    device: str | torch.device = "cpu",
 ) -> Embedding:
     """Load a map from images to vectors whose distance tells how alike two images are.
 
-    A file is a TorchScript module. It takes images (b, 3, h, w) in [0, 1] and returns (b, k);
-    a size or normalisation of its own must be inside the module, as torch.jit.script or trace
-    saved it. A directory, or an id `organization/name` on the hub, is a transformers vision model
-    (CLIP, SigLIP, DINO, DINOv2, ViT, ...): images are resized, cropped and normalised by its image
-    processor, after rounding to 8 bits. CLIP-like models give their projected image features,
-    others their pooled output, or the first token of the last layer where the checkpoint has no
-    trained pooler.
+    A file `.onnx` is an ONNX graph (install `memfold[onnx]`), any other a TorchScript module,
+    which runs code of its own as soon as it is loaded. Both take images (b, 3, h, w) in [0, 1] and
+    return (b, k); a size or normalisation of its own must be inside. An ONNX file must hold all of
+    its weights: data in other files are not read. A directory, or an id `organization/name` on the
+    hub, is a transformers vision model (CLIP, SigLIP, DINO, DINOv2, ViT, ...): images are resized,
+    cropped and normalised by its image processor, after rounding to 8 bits. CLIP-like models give
+    their projected image features, others their pooled output, or the first token of the last
+    layer where the checkpoint has no trained pooler.
 
     Vectors are not normalised: with l2 distances, `unit` makes them cosine distances.
 
     Args:
         source: the file, the directory, or the hub id.
         allow_pickle: also read weights of a directory or hub id that are pickles.
+        allow_code: also read TorchScript files; pass it for those alone whose source you trust.
         device: where to compute.
 
     Returns:
@@ -45,15 +53,18 @@ def load_embedding(
         It raises InputError for images that the model does not take.
 
     Raises:
-        InputError: there is no such file, it is no image embedding, or its weights are pickles.
+        InputError: there is no such file, it is no image embedding, or its weights are pickles or
+            code that was not allowed.
     """
     path = Path(source)
+    if path.is_file() and path.suffix == ".onnx":
+        return _Onnx(path, torch.device(device))
     if path.is_file():
-        return _TorchScript(path, torch.device(device))
+        return _TorchScript(path, allow_code, torch.device(device))
     if not path.is_dir() and (path.exists() or str(source).count("/") != 1 or path.is_absolute()):
         raise InputError(
             f"embedding {source}: no such file or directory, and no hub id organization/name; pass "
-            "a TorchScript file or the directory of a transformers vision model"
+            "the directory of a transformers vision model, an ONNX or a TorchScript file"
         )
     return _Vision(source, allow_pickle, torch.device(device))
 
@@ -105,10 +116,20 @@ class _Embedding:
 
 
 class _TorchScript(_Embedding):
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, allow_code: bool, device: torch.device) -> None:
         self.source, self.device = str(path), device
         if path.suffix == ".safetensors":
             raise InputError(f"embedding {path} holds weights alone; pass the directory around it")
+        if not is_zipfile(path):
+            raise InputError(
+                f"embedding {path} is no TorchScript module; save one with torch.jit.script or "
+                "torch.jit.trace, or export it to ONNX (.onnx)"
+            )
+        if not allow_code:
+            raise InputError(
+                f"embedding {path} is TorchScript, which runs code of its own; export it to ONNX, "
+                "or pass allow_code=True (--allow-code) if you trust it"
+            )
         try:
             with warnings.catch_warnings():
                 # Published embeddings are such files; their successor cannot read them.
@@ -124,6 +145,72 @@ class _TorchScript(_Embedding):
         return self.module(images.to(self.device))
 
 
+class _Onnx(_Embedding):
+    def __init__(self, path: Path, device: torch.device) -> None:
+        self.source, self.device = str(path), device
+        graph = _checked_graph(path)
+        onnx_runtime = _extra("onnxruntime")
+        options = onnx_runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 4  # errors come as exceptions
+        wanted = ["CUDAExecutionProvider"] if device.type == "cuda" else []
+        known = onnx_runtime.get_available_providers()
+        try:
+            self.session = onnx_runtime.InferenceSession(
+                graph, options,
+                providers=[p for p in (*wanted, "CPUExecutionProvider") if p in known],
+            )  # fmt: skip
+        except Exception as error:  # onnxruntime has no common class of errors
+            raise InputError(f"embedding {path} cannot be loaded: {brief(error)}") from error
+        inputs = self.session.get_inputs()
+        if len(inputs) != 1:
+            raise InputError(
+                f"embedding {path} takes {len(inputs)} inputs; it must take images alone"
+            )
+        self.input = inputs[0].name
+
+    def _embed(self, images: Tensor) -> Any:
+        try:
+            return torch.from_numpy(self.session.run(None, {self.input: images.numpy()})[0])
+        except Exception as error:  # likewise
+            raise ValueError(brief(error)) from error
+
+
+def _checked_graph(path: Path) -> bytes:
+    """Read an ONNX file; it must not ask for other files."""
+    onnx = _extra("onnx")
+    data = path.read_bytes()
+    try:
+        model = onnx.load_from_string(data)
+    except Exception as error:  # of protobuf
+        raise InputError(f"embedding {path} is no ONNX file: {brief(error)}") from error
+    for part in _messages(model):
+        if isinstance(part, onnx.TensorProto) and (part.data_location or part.external_data):
+            raise InputError(
+                f"embedding {path} keeps weights in other files ({part.name[:80]!r}), which are "
+                "not read; save it with all of its data inside"
+            )
+    return data
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """Go through a protobuf message and all messages inside it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in [value] if hasattr(value, "ListFields") else value:
+                yield from _messages(part)
+
+
+def _extra(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"an embedding in ONNX needs {name}: pip install 'memfold[onnx]'"
+        ) from error
+
+
 class _Vision(_Embedding):
     def __init__(self, source: str | Path, allow_pickle: bool, device: torch.device) -> None:
         self.source, self.device = str(source), device
@@ -136,8 +223,9 @@ class _Vision(_Embedding):
                     str(source),
                     use_safetensors=None if allow_pickle else True,
                     output_loading_info=True,
+                    trust_remote_code=False,
                 )
-                self.processor = processors.from_pretrained(str(source))
+                self.processor = processors.from_pretrained(str(source), trust_remote_code=False)
             except Exception as error:  # of transformers, huggingface_hub, safetensors
                 raise InputError(
                     f"embedding {source} cannot be loaded as a transformers vision model: "

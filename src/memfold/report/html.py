@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,7 @@ from memfold.report.model import (
 )
 
 PAGE = 24
+_WEB = re.compile(r"https?://[^\s\x00-\x1f\x7f\"'<>\\^`{|}]+", re.IGNORECASE)
 _NEIGHBORS = 3
 _SMALL = 96
 _JSON_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"}
@@ -140,13 +142,20 @@ def render(report: Report) -> str:
 @cache
 def environment() -> Environment:
     """The templates, with everything escaped."""
-    return Environment(
+    made = Environment(
         loader=PackageLoader("memfold.report", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.tests["web_link"] = web_link
+    return made
+
+
+def web_link(url: object) -> bool:
+    """Tell whether a text may be a link: an address of the web; other schemes can run code."""
+    return isinstance(url, str) and _WEB.fullmatch(url) is not None
 
 
 @cache

@@ -182,7 +182,7 @@ def load(directory: str | os.PathLike[str]) -> Report:
         rates=_rates(audit.fields("rates"), "rate"),
         warnings=audit.texts("warnings"),
         methods=audit.texts("methods"),
-        citations=_citations(audit),
+        citations=citations(audit),
         settings=_settings(audit),
         ground_truth=_ground_truth(audit),
         fail_on=done.texts("fail_on"),
@@ -302,11 +302,12 @@ def _rate(fields: Fields, value: str) -> Rate:
     return Rate(count=count, n=n, rate=fields.number(value), **numbers)
 
 
-def _citations(audit: Fields) -> tuple[Citation, ...]:
-    citations = audit.get("citations", list, [])
-    if not all(isinstance(item, dict) for item in citations):
-        raise audit.fail("citations", citations, "a list of objects")
-    fields = [Fields(item, audit.file, f"citations[{i}].") for i, item in enumerate(citations)]
+def citations(audit: Fields) -> tuple[Citation, ...]:
+    """The works that an audit rests on."""
+    given = audit.get("citations", list, [])
+    if not all(isinstance(item, dict) for item in given):
+        raise audit.fail("citations", given, "a list of objects")
+    fields = [Fields(item, audit.file, f"citations[{i}].") for i, item in enumerate(given)]
     names = ("key", "text", "bibtex", "url")
     return tuple(Citation(*(item.text(name) for name in names)) for item in fields)
 

@@ -16,6 +16,7 @@ from memfold.report import axes, figures, words
 from memfold.report.fields import Fields, read_json, read_rows
 from memfold.report.figures import Band, Line
 from memfold.report.heat_figure import Heat, heat_of
+from memfold.report.model import citations
 
 _NAMES = {"cfg_norm": "CFG norm"}
 _SPACES = {"latents": "latents", "pixels": "pixels", "embedding": "the embedding"}
@@ -106,7 +107,7 @@ def render_prompts(directory: Path) -> str:
         hidden=len(called) - len(cards),
         table=[_line_of(row, titles) for row in [*called, *others]],
         titles=titles,
-        citations=audit.get("citations", list, []),
+        citations=citations(audit),
         settings=sorted(_flat(audit.fields("arguments").values)),
         words=words,
     )  # fmt: skip
