@@ -35,6 +35,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in text for words in _MEMORY)
 
 
+def check_device(device: str | torch.device) -> torch.device:
+    """Refuse a device that is unknown, or not there.
+
+    Args:
+        device: such as "cpu", "cuda", "cuda:1", "mps".
+
+    Returns:
+        The device.
+
+    Raises:
+        InputError: with what is there.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).cpu().numpy()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
+        cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        there = ", ".join(["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])])
+        raise InputError(
+            f"--device {device} cannot be used on this machine; choose from {there}"
+        ) from error
+    return found
+
+
 def expand(sigma: float | Tensor, x: Float[Tensor, "b *d"]) -> Tensor:
     """Give sigma, a number or one number a sample, the shape (b, 1, ..., 1) of the batch x."""
     sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
@@ -87,11 +111,47 @@ def prompt_generator(prompt: str, seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(text_seed(prompt, seed))
 
 
+def check_generator(generator: torch.Generator | None) -> None:
+    """Refuse a seed where a generator is meant.
+
+    Args:
+        generator: a `torch.Generator`, or None.
+
+    Raises:
+        InputError: it is something else, such as a number.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        seed = generator if type(generator) is int else 0
+        raise InputError(
+            f"generator = {generator!r} is a {type(generator).__name__}; pass "
+            f"torch.Generator().manual_seed({seed})"
+        )
+
+
+def check_tensor(x: Tensor, name: str = "x") -> None:
+    """Refuse what is no tensor, such as a numpy array.
+
+    Args:
+        x: points, or images.
+        name: of the argument.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not isinstance(x, Tensor):
+        kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
+        raise InputError(f"{name} is a {kind}; pass a tensor: torch.as_tensor({name})")
+
+
 def base_seed(generator: torch.Generator | None) -> int:
     """Draw one number that keys all randomness of a call; advances the generator by one draw.
 
     Without a generator the number comes from the operating system, so that two calls differ.
+
+    Raises:
+        InputError: the generator is none.
     """
+    check_generator(generator)
     if generator is None:
         return torch.Generator().seed() & (2**62 - 1)
     return int(

@@ -16,13 +16,13 @@ from torch import Tensor
 
 import memfold
 from memfold.datasets.prompts import read_prompts
-from memfold.explain.attribution import Attribution, attribute
+from memfold.explain.attribution import WRT, Attribution, attribute
 from memfold.files import write_bytes, write_text
 from memfold.lid.scale import default_sigmas, lid_curve
-from memfold.memorization.band import Band
-from memfold.memorization.calibrate import calibrate, weights_digest
+from memfold.memorization.band import Band, prompts_needed
+from memfold.memorization.calibrate import ATTENTION, SCORES, calibrate, weights_digest
 from memfold.memorization.prompt_scores import score_name
-from memfold.mitigation import mitigate
+from memfold.mitigation import METHODS, mitigate
 from memfold.report.prompt_figures import explanation_page
 from memfold.report.word_figure import shaded_words
 from memfold.sampling.arguments import guidance_of
@@ -31,6 +31,7 @@ from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.tensors import prompt_generator
 from memfold.types import Curve, InputError
 
+from .checks import check_file, check_out, check_prompt
 from .mitigation_judge import latents_of
 from .scoring import Scoring
 from .store import Store
@@ -108,6 +109,11 @@ def explained(
             pipeline has not.
     """
     score = score_name(score)
+    check_prompt(prompt)
+    if wrt not in WRT:
+        raise InputError(f"wrt = {wrt!r} is unknown; choose from {', '.join(WRT)}")
+    if guided and score not in ("-flipd", "-denoising_loss"):
+        raise InputError(f"--guided means nothing for {score}; leave it out")
     model = scoring.load()
     if guided and not model.has_unconditional:
         raise InputError(f"--guided needs an unconditional half, which {model.name} has not")
@@ -175,9 +181,18 @@ def calibrated(
         InputError: too few prompts, or a score that the pipeline does not have.
     """
     path = Path(out)
-    if path.is_dir():
-        raise InputError(f"--out {out} is a directory; name a file, such as band.json")
+    check_file("out", str(out), ())
+    need = prompts_needed(alpha)
     texts = list(dict.fromkeys(read_prompts(prompts).prompts))
+    if len(texts) < need:
+        raise InputError(
+            f"--prompts {prompts} holds {len(texts)} different prompts, too few for --alpha "
+            f"{alpha:g}; give {need} or more, or a larger --alpha"
+        )
+    for name in scores:
+        if name not in (*SCORES, *ATTENTION):
+            known = ", ".join((*SCORES, *ATTENTION))
+            raise InputError(f"--score {name!r} is unknown; choose from {known}")
     model = scoring.load()
     fingerprint = {**scoring.fingerprint(), "prompts": texts, "scores": list(scores)}
     with Store(f"{out}.parts", fingerprint, overwrite=overwrite) as store:
@@ -225,8 +240,12 @@ def mitigated(
             if data is None
             else f"--data is for --method away; leave it out with {method}"
         )
+    check_prompt(prompt)
+    check_out(str(out))
+    if method not in METHODS:
+        raise InputError(f"--method {method!r} is unknown; choose from {', '.join(METHODS)}")
     limits = None if band is None else Band.load(band)
-    model, directory = scoring.load(), _directory(out)
+    model = scoring.load()
     if limits is not None:
         guidance = guidance_of(model, scoring.options())
         digest = weights_digest(model.network)
@@ -257,6 +276,7 @@ def mitigated(
         },
         "leaves_band": None if limits is None else [_left(limits, g) for g in (before, after)],
     }
+    directory = _directory(out)
     for name, generation in (("before", before), ("after", after)):
         strip = torch.cat(list(generation.images), dim=2)
         write_bytes(directory / f"{name}.png", png_bytes(strip))

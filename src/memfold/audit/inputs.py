@@ -213,17 +213,28 @@ def read_truth(path: Path, n: int) -> dict[int, str]:
     """
     try:
         found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        truth = {int(row): "data" for group in found["duplicated"] for row in group}
-        truth |= {int(row): "overfitting" for row in found["rare"]}
+        truth = {_row(row): "data" for group in found["duplicated"] for row in group}
+        truth |= {_row(row): "overfitting" for row in found["rare"]}
     except OSError as error:
         raise InputError(f"--truth {path} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f'--truth {path} is not of the form {{"duplicated": [[rows], ...], "rare": [rows]}}'
+            f'--truth {path} is not of the form {{"duplicated": [[rows], ...], "rare": [rows]}} '
+            f"({' '.join(str(error).split())[:100]}); write it so"
         ) from error
-    if truth and not 0 <= min(truth) <= max(truth) < n:
-        raise InputError(f"--truth {path} names row {max(truth)}, but the data have {n} rows")
+    wrong = [row for row in truth if not 0 <= row < n]
+    if wrong:
+        raise InputError(
+            f"--truth {path} names row {wrong[0]}, but the data have {n} rows, 0 to {n - 1}"
+        )
     return truth
+
+
+def _row(value: Any) -> int:
+    """Take a whole number; 1.7 and true are none."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"row {value!r} is no whole number")
+    return value
 
 
 def read_for(denoiser: Denoiser, source: str, resize: bool) -> Images:

@@ -13,6 +13,8 @@ from memfold.memorization.evaluate import auroc
 from memfold.memorization.prompt_verdict import LEAST
 from memfold.types import InputError
 
+_NOT = ("none", "near")
+
 
 @dataclass(frozen=True)
 class Labelled:
@@ -98,6 +100,9 @@ def read_labelled(
     kept: dict[str, tuple[str, str, str]] = {}
     seen: dict[str, int] = {}
     for row in rows:
+        both = (row[1] in _NOT, kept.get(row[0], row)[1] in _NOT)
+        if both[0] != both[1]:
+            raise InputError(f"the prompt {row[0][:60]!r} stands in both lists; take it out of one")
         if row[0] not in kept and (limit is None or seen.get(row[1], 0) < limit):
             kept[row[0]] = row
             seen[row[1]] = seen.get(row[1], 0) + 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from copy import copy
@@ -12,6 +11,8 @@ from typing import Any
 
 from memfold.lid.scale import ESTIMATORS
 from memfold.types import InputError
+
+from .checks import check, check_out
 
 DATA_ESTIMATORS = ("mle", "lpca", "twonn", "empirical")
 _PATHS = ("model", "data", "out", "holdout", "samples", "truth", "embedding")
@@ -94,6 +95,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse arguments that cannot be used, each in one line with its remedy."""
+        check(asdict(self))
         chosen = [self.samples is not None, self.generate is not None, self.train_points]
         if sum(chosen) != 1:
             raise InputError(
@@ -104,17 +106,6 @@ class Plan:
         _one_of("--data-estimator", self.data_estimator, DATA_ESTIMATORS)
         for kind in self.fail_on:
             _one_of("--fail-on", kind, KINDS)
-        least = {"copies": 1, "generate": 1, "limit": 1, "noises": 2, "probes": 2, "neighbors": 3}
-        for name, low in {**least, "max_reference": 10, "batch_size": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"--{name.replace('_', '-')} = {value}; take {low} or more")
-        if not 0 < self.alpha < 1:
-            raise InputError(f"--alpha = {self.alpha}; choose a rate between 0 and 1, such as 0.05")
-        if self.sigma is not None and not 0 < self.sigma < float("inf"):
-            raise InputError(f"--sigma = {self.sigma}; choose a noise level above 0")
-        if not 0 <= self.seed < 2**62:
-            raise InputError(f"--seed = {self.seed}; choose a whole number from 0 to 2^62")
         check_out(self.out)
 
     @property
@@ -192,24 +183,6 @@ def recorded(source: str, *, whole: bool) -> str:
     if whole or not (path.is_absolute() or {"..", "~"} & set(path.parts)):
         return source
     return path.name if path.name not in ("", "..") else path.resolve().name or source
-
-
-def check_out(out: str) -> None:
-    """Refuse a directory of results that cannot be written.
-
-    Args:
-        out: the directory.
-
-    Raises:
-        InputError: it is a file, or may not be written.
-    """
-    if Path(out).is_file():
-        raise InputError(f"--out {out} is a file; choose a directory")
-    parent = Path(out).absolute()
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK) or not parent.is_dir():
-        raise InputError(f"--out {out} cannot be written; choose another directory")
 
 
 def _one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from memfold.memorization.prompt_verdict import SIGNALS
+from memfold.mitigation import METHODS
 from memfold.types import InputError
 
-from .plan import check_out, recorded
+from .checks import check, check_out
+from .plan import recorded
 from .scoring import Scoring
 
 PROMPT_KINDS = ("memorized",)
@@ -78,18 +80,17 @@ class PromptPlan:
 
     def __post_init__(self) -> None:
         """Refuse arguments that cannot be used, each in one line with its remedy."""
-        least = {"limit": 1, "shown": 0, "workers": 1, "images": 1, "steps": 2, "seed": 0}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise InputError(f"--{name} = {value}; take {low} or more")
-        if not 0 < self.alpha < 1:
-            raise InputError(f"--alpha = {self.alpha}; choose a rate between 0 and 1, such as 0.01")
+        check(asdict(self))
         for kind in self.fail_on:
             if kind not in PROMPT_KINDS:
                 raise InputError(
                     f"--fail-on {kind!r} is unknown for prompts; choose {', '.join(PROMPT_KINDS)}"
                 )
+        if self.mitigate not in (METHODS_OFF, *METHODS):
+            raise InputError(
+                f"--mitigate {self.mitigate!r} is unknown; choose from "
+                f"{', '.join((METHODS_OFF, *METHODS))}"
+            )
         if self.embedding is not None and self.data is None:
             raise InputError("--embedding compares with training images; give them by --data")
         check_out(self.out)

@@ -14,7 +14,8 @@ from memfold.datasets.images import Images, load_images, to_model
 from memfold.datasets.prompts import read_prompts
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.embedding import Embedding
-from memfold.memorization.prompt_verdict import SIGNALS
+from memfold.memorization.prompt_verdict import LEAST, SIGNALS
+from memfold.types import InputError
 
 from .digest import model_digest
 from .evidence import WATCHED, Show
@@ -50,6 +51,7 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
         [] if plan.ordinary is None else list(dict.fromkeys(read_prompts(plan.ordinary).prompts))
     )
     ordinary = [p for p in ordinary if p not in set(subjects)]
+    _refuse_few(plan, subjects, ordinary)
     model = plan.scoring.load()
     data = None if plan.data is None else _data(plan.data, model)
     embedding = _embedding(plan)
@@ -78,6 +80,20 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
             plan, fingerprint["model"], model, subjects, ordinary, called, names, data
         )
         return store.finish("audit.json", facts, TABLES)
+
+
+def _refuse_few(plan: PromptPlan, subjects: list[str], ordinary: list[str]) -> None:
+    """Refuse a reference that sets no scale, before the work."""
+    if plan.ordinary is None and len(subjects) < LEAST:
+        raise InputError(
+            f"--prompts {plan.prompts} holds {len(subjects)} different prompts, too few to be "
+            f"their own reference; give {LEAST} or more, or --ordinary FILE with as many"
+        )
+    if plan.ordinary is not None and len(ordinary) < LEAST:
+        raise InputError(
+            f"--ordinary {plan.ordinary} holds {len(ordinary)} different prompts that are not "
+            f"judged, too few for a reference; give {LEAST} or more"
+        )
 
 
 def _fingerprint(

@@ -19,6 +19,7 @@ from memfold.sampling.training import TrainingRows, training_images
 from memfold.sampling.trajectory import has_cross_attention
 from memfold.types import InputError
 
+from .checks import check
 from .digest import conditions, model_digest
 
 
@@ -65,10 +66,7 @@ class Scoring:
                 raise InputError(
                     f"--detectors: {name!r} is unknown; choose from {', '.join(DETECTORS)}"
                 )
-        for name, least in (("images", 1), ("steps", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name} = {value}; take {least} or more")
+        check(asdict(self))
 
     def settings(self) -> dict[str, Any]:
         """Give what the numbers depend on, without the places of files."""

@@ -16,6 +16,7 @@ from memfold.lid.scale import ESTIMATORS, knee, lid_curve
 from memfold.memorization.replicate import duplicate_groups
 from memfold.types import Curve, InputError
 
+from .checks import check
 from .data_side import neighbor_estimator
 from .inputs import load_images_model, read_for
 
@@ -78,8 +79,10 @@ def model_lid(
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator {estimator!r} is unknown; choose from {', '.join(ESTIMATORS)}")
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit = {limit}; take 1 or more")
+    check({
+        "model": model, "data": images, "sigma": sigma, "noises": noises, "limit": limit,
+        "seed": seed, "class_label": class_label, "device": device,
+    })  # fmt: skip
     denoiser = load_images_model(
         model,
         class_label=class_label,
@@ -90,6 +93,8 @@ def model_lid(
     found = read_for(denoiser, images, resize)
     x = torch.cat([denoiser.encode(found.batch(i, i + 64)) for i in range(0, len(found), 64)])
     x = x[:limit]
+    if sigma is not None:
+        denoiser.check(x, sigma)
     generator = torch.Generator().manual_seed(seed)
     curve = lid_curve(
         denoiser, x, estimator=estimator, n_noises=noises, generator=generator, progress=progress
@@ -127,15 +132,15 @@ def data_risk(
     Raises:
         InputError: with the value and the remedy.
     """
-    if not 0 <= tolerance < 1:
-        raise InputError(f"--tolerance = {tolerance}; choose a share from 0 to 1, like 0.05")
+    check({"data": data, "neighbors": neighbors, "tolerance": tolerance})
+    dimension = neighbor_estimator(estimator, neighbors)
     images = load_images(data)
     if len(images) <= neighbors:
         raise InputError(f"{data} holds {len(images)} images, too few for --neighbors {neighbors}")
     x = _flat(images)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # point masses are what is looked for, and reported
-        lid, stderr = neighbor_estimator(estimator, neighbors).fit_predict_with_stderr(x)
+        lid, stderr = dimension.fit_predict_with_stderr(x)
     groups = duplicate_groups(torch.from_numpy(x), tolerance).numpy()
     _, first, copies = np.unique(groups, return_index=True, return_counts=True)
     order = np.lexsort((first, -copies, lid[first]))

@@ -98,10 +98,9 @@ def _read(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
         return INTERRUPTED, _stopped("Ctrl-C", arguments)
     if isinstance(error, Terminated):
         return TERMINATED, _stopped("SIGTERM", arguments)
-    for known in (_bad_input, _no_memory, _system, _worker):
-        line = known(error)
-        if line is not None:
-            return BAD_INPUT, line
+    line = _bad_input(error, arguments) or _no_memory(error) or _system(error) or _worker(error)
+    if line is not None:
+        return BAD_INPUT, line
     place = traceback.extract_tb(error.__traceback__)
     where = f" at {os.path.basename(place[-1].filename)}:{place[-1].lineno}" if place else ""
     return CRASH, (
@@ -110,7 +109,7 @@ def _read(error: BaseException, arguments: Sequence[str]) -> tuple[int, str]:
     )
 
 
-def _bad_input(error: BaseException) -> str | None:
+def _bad_input(error: BaseException, arguments: Sequence[str]) -> str | None:
     """Read what memfold, or the parser of the command line, says of the input."""
     from memfold.types import InputError
 
@@ -121,7 +120,18 @@ def _bad_input(error: BaseException) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     place = "memfold" if context is None else context.command_path
-    return f"{told().rstrip('.') or 'a command is missing'}; see {place} -h"
+    value = _given(getattr(error, "param", None), arguments)
+    text = told().replace("Invalid value for", f"Invalid value{value} for").rstrip(".")
+    return f"{text or 'a command is missing'}; see {place} -h"
+
+
+def _given(parameter: object, arguments: Sequence[str]) -> str:
+    """Find what stands behind an option; the parser's message leaves it out."""
+    for name in getattr(parameter, "opts", ()):
+        for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+            if word == name or word.startswith(f"{name}="):
+                return f" {after if word == name else word.removeprefix(f'{name}=')!r}"
+    return ""
 
 
 def _no_memory(error: BaseException) -> str | None:

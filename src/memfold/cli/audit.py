@@ -80,21 +80,22 @@ def audit(
         ),
     ] = None,
     estimator: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--estimator",
             rich_help_panel=_MEASURED,
-            help="Model side: dsm (denoising loss), flipd (trace) or spectral (soft count).",
+            help="Model side: dsm (denoising loss; the default), flipd (trace) or spectral "
+            "(soft count).",
         ),
-    ] = "dsm",
+    ] = None,
     data_estimator: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--data-estimator",
             rich_help_panel=_MEASURED,
-            help="Data side: mle, lpca, twonn or empirical.",
+            help="Data side: mle, lpca, twonn or empirical; mle if left out.",
         ),
-    ] = "mle",
+    ] = None,
     sigma: Annotated[
         float | None,
         typer.Option(
@@ -104,25 +105,29 @@ def audit(
         ),
     ] = None,
     noises: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--noises",
             rich_help_panel=_MEASURED,
-            help="Noises for each image; more give smaller errors.",
+            help="Noises for each image; more give smaller errors (16).",
         ),
-    ] = 16,
+    ] = None,
     probes: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--probes", rich_help_panel=_MEASURED, help="Products for each noise (estimator flipd)."
+            "--probes",
+            rich_help_panel=_MEASURED,
+            help="Products for each noise of --estimator flipd (4).",
         ),
-    ] = 4,
+    ] = None,
     neighbors: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--neighbors", rich_help_panel=_MEASURED, help="Training images around each, data side."
+            "--neighbors",
+            rich_help_panel=_MEASURED,
+            help="Training images around each, data side (20).",
         ),
-    ] = 20,
+    ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(
@@ -140,13 +145,13 @@ def audit(
         ),
     ] = None,
     batch_size: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--batch-size",
             rich_help_panel=_MEASURED,
-            help="Rows in one pass; halved when memory runs out.",
+            help="Rows in one pass; halved when memory runs out (128).",
         ),
-    ] = 128,
+    ] = None,
     fail_on: Annotated[
         str,
         typer.Option(
@@ -312,6 +317,11 @@ def run_audit(given: dict[str, Any], *, progress: bool) -> dict[str, Any]:
                 "--data is missing: give the images that the model was trained on, or --prompts "
                 "FILE for a text-to-image pipeline"
             )
+        if given["probes"] is not None and given["estimator"] != "flipd":
+            raise InputError(
+                f"--probes {given['probes']} belongs to --estimator flipd; leave it with "
+                f"{given['estimator'] or 'dsm'}"
+            )
         leave = {*_PROMPTS, "prompts", "explain"}
         return run(Plan(**_set(given, leave)), progress=progress)
     from memfold.audit.prompt_plan import PromptPlan
@@ -330,7 +340,9 @@ def _set(given: dict[str, Any], leave: set[str]) -> dict[str, Any]:
 def _refuse_images_only(given: dict[str, Any]) -> None:
     for name, off in {
         "holdout": None, "samples": None, "generate": None, "train_points": False, "truth": None,
-        "sigma": None, "class_label": None, "max_reference": None,
+        "sigma": None, "class_label": None, "max_reference": None, "estimator": None,
+        "data_estimator": None, "noises": None, "probes": None, "neighbors": None,
+        "batch_size": None, "resize": False,
     }.items():  # fmt: skip
         if given[name] != off:
             raise InputError(

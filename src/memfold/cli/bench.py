@@ -98,8 +98,9 @@ def bench(
         ),
     ] = None,
     attacked: Annotated[
-        int, typer.Option("--attacked", help="Prompts in the adversarial recheck of mitigations.")
-    ] = 5,
+        int | None,
+        typer.Option("--attacked", help="Prompts in the adversarial recheck of mitigations (5)."),
+    ] = None,
     images: Images = 4,
     steps: Steps = None,
     guidance_scale: Guidance = None,
@@ -123,11 +124,17 @@ def bench(
 
     [bold]Example[/bold]: memfold bench my-pipeline --memorized mem.csv --other other.csv --out dir
     """
+    from memfold.audit.checks import check, check_out
     from memfold.audit.labelled import read_labelled
     from memfold.audit.scoring import Scoring
 
-    wanted = {"--methods": methods, "--clip": clip, "--copy-limit": copy_limit}
-    given = [name for name, value in wanted.items() if value]
+    check({"limit": limit, "attacked": attacked, "workers": workers, "copy_limit": copy_limit})
+    check_out(out)
+    wanted = {
+        "--methods": methods or None, "--clip": clip, "--copy-limit": copy_limit,
+        "--attacked": attacked,
+    }  # fmt: skip
+    given = [name for name, value in wanted.items() if value is not None]
     if given and not mitigation:
         raise InputError(f"{', '.join(given)}: only for --mitigation; add that, or leave it out")
     if embedding and not data and not mitigation:
@@ -146,7 +153,8 @@ def bench(
 
         labelled, base = read_labelled(prompts, memorized, other, ordinary)
         found = bench_mitigations(
-            thinned(labelled, limit), scoring, out, ordinary=base, attacked=attacked,
+            thinned(labelled, limit), scoring, out, ordinary=base,
+            attacked=5 if attacked is None else attacked,
             methods=[name.strip() for name in methods.split(",") if name.strip()],
             spaces=Spaces(data=data, embedding=embedding, clip=clip, copy_limit=copy_limit),
             workers=workers, overwrite=overwrite, progress=not (json_ or quiet),

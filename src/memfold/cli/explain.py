@@ -64,9 +64,12 @@ def explain(
 
     [bold]Example[/bold]: memfold explain my-pipeline --prompt "a photo of ..." --out dir
     """
+    from memfold.audit.checks import check_out
     from memfold.audit.explained import explained, write_explanation
     from memfold.audit.scoring import Scoring
 
+    if out is not None:
+        check_out(out)
     scoring = Scoring(
         model=model, images=images, steps=steps, guidance_scale=guidance_scale, seed=seed,
         device=device, half=half, allow_pickle=allow_pickle,

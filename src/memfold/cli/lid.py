@@ -67,9 +67,12 @@ def lid(
 
     [bold]Example[/bold]: memfold lid my-ddpm images --limit 8 --figure curves.svg
     """
+    from memfold.audit.checks import check_file
     from memfold.audit.survey import model_lid, save, write_figure
     from memfold.report.figures import Line, curves
 
+    check_file("out", out, (".parquet", ".csv"))
+    check_file("figure", figure, (".svg",))
     found = model_lid(
         model, images, sigma=sigma, estimator=estimator, noises=noises, limit=limit, seed=seed,
         class_label=class_label, device=device, half=half, resize=resize,
@@ -121,8 +124,11 @@ def data_lid(
 
     [bold]Example[/bold]: memfold data-lid train --limit 50 --out risk.csv
     """
+    from memfold.audit.checks import check, check_file
     from memfold.audit.survey import data_risk, save
 
+    check({"limit": limit})
+    check_file("out", out, (".parquet", ".csv"))
     note_half(half, "memfold data-lid", quiet)
     found = data_risk(data, estimator=estimator, neighbors=neighbors, tolerance=tolerance)
     if out is not None:
@@ -144,8 +150,10 @@ def report(
 
     [bold]Example[/bold]: memfold report dir
     """
+    from memfold.audit.checks import check
     from memfold.report.html import write
 
+    check({"out": directory})
     note_half(half, "memfold report", quiet)
     written = write(Path(directory))
     if json_:

@@ -52,9 +52,12 @@ def reproduce(
 
     [bold]Example[/bold]: memfold reproduce all --quick --out results
     """
+    from memfold.audit.checks import check, check_out
     from memfold.audit.reproduce import available, run_experiments
     from memfold.audit.reproduce import checkout as find
 
+    check({"seed": seed, "workers": workers})
+    check_out(out)
     root = find(checkout)
     known = available(root)
     note_half(half, "memfold reproduce", quiet)

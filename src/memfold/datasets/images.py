@@ -63,6 +63,9 @@ class Images:
         object.__setattr__(self, "pixels", view)
         if len(self.ids) != len(view):
             raise InputError(f"{self.source}: {len(self.ids)} ids for {len(view)} images")
+        for name in self.ids:
+            if any("\ud800" <= c <= "\udfff" for c in name):
+                raise InputError(f"{self.source}: the name {name!a} is no UTF-8 text; rename it")
         if len(set(self.ids)) != len(self.ids):
             twice = Counter(self.ids).most_common(1)[0][0]
             raise InputError(f"{self.source}: the id {twice!r} occurs twice; ids must be unique")

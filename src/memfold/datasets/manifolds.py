@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memfold.tensors import check_generator
 from memfold.types import InputError, Samples
 
 
@@ -31,6 +32,7 @@ def sphere(dim: int, ambient: int, n: int, *, generator: torch.Generator) -> Sam
     >>> sphere(2, 5, 10, generator=torch.Generator().manual_seed(0)).x.shape
     torch.Size([10, 5])
     """
+    check_generator(generator)
     x = torch.randn(n, dim + 1, generator=generator)
     return _one(place(x / x.norm(dim=1, keepdim=True), ambient, generator=generator), dim)
 
@@ -58,6 +60,7 @@ def torus(
     Raises:
         InputError: if the space is too small.
     """
+    check_generator(generator)
     u, v = 2 * math.pi * torch.rand(2, n, generator=generator)
     ring = major + minor * v.cos()
     x = torch.stack([ring * u.cos(), ring * u.sin(), minor * v.sin()], 1)
@@ -78,6 +81,7 @@ def swiss_roll(n: int, *, ambient: int = 3, generator: torch.Generator) -> Sampl
     Raises:
         InputError: if the space is too small.
     """
+    check_generator(generator)
     angle, height = torch.rand(2, n, generator=generator)
     angle = 1.5 * math.pi * (1 + 2 * angle)
     x = torch.stack([angle * angle.cos(), 21 * height, angle * angle.sin()], 1)
@@ -107,6 +111,7 @@ def subspaces(
     Raises:
         InputError: if a subspace does not fit into the space.
     """
+    check_generator(generator)
     component = torch.randint(len(dims), (n,), generator=generator)
     x = torch.empty(n, ambient)
     for i, dim in enumerate(dims):
@@ -134,6 +139,7 @@ def lollipop(
     Raises:
         InputError: if a weight is negative or all are 0.
     """
+    check_generator(generator)
     component = _components(weights, n, generator)
     u, v = torch.rand(2, n, generator=generator)
     along = 1 + u * (3 * math.sqrt(2) - 2)  # distance from the origin
@@ -164,6 +170,7 @@ def circle_with_point_mass(
     Raises:
         InputError: if the mass is no share or the concentration is negative.
     """
+    check_generator(generator)
     if concentration < 0:
         raise InputError(f"concentration is {concentration}: pass 0 or more")
     component = _components((mass, 1 - mass), n, generator)
@@ -193,6 +200,7 @@ def place(
     Raises:
         InputError: if the space is too small.
     """
+    check_generator(generator)
     d = x.shape[1]
     if ambient < d:
         raise InputError(f"ambient is {ambient}, but the points need {d} dimensions or more")

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from memfold.datasets.manifolds import place
+from memfold.tensors import check_generator
 from memfold.types import InputError, Samples
 
 
@@ -83,6 +84,7 @@ def memorized(
     Raises:
         InputError: if the space is too small, or `copies` below 2.
     """
+    check_generator(generator)
     if copies < 2:
         raise InputError(f"copies is {copies}: a duplicated row stands at least 2 times")
 

@@ -19,6 +19,7 @@ from ._tables import decoded, parse_separated
 from .families import prompt_families
 
 PROMPT_COLUMNS = ("prompt", "caption", "text", "prompts", "captions")
+LONGEST = 20_000  # characters of a prompt: text encoders read 77 to 512 tokens
 KIND_COLUMNS = ("overfit_type", "type", "kind")
 # Names of the kinds in published lists: Webster (2023) and Hintersdorf et al. (2024). RV is
 # verbatim too (the image of another caption); N is none.
@@ -141,6 +142,10 @@ def _text(value: Any, where: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: the prompt holds half a character; write it anew") from error
+    if "\0" in value:
+        raise InputError(f"{where}: the prompt holds a zero byte; take it out")
+    if len(value) > LONGEST:
+        raise InputError(f"{where}: the prompt has {len(value)} characters; take {LONGEST} or less")
     return value
 
 

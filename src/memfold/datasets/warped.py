@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.datasets.manifolds import subspaces
+from memfold.tensors import check_generator
 from memfold.types import InputError, Samples
 
 
@@ -50,6 +51,7 @@ def squiggly(
     >>> sorted({int(lid) for lid in s.lid})
     [1, 3]
     """
+    check_generator(generator)
     if not 0 <= amplitude < 1:
         raise InputError(f"amplitude is {amplitude}: pass 0 or more and less than 1")
     if not 0 < frequency < float("inf"):
@@ -93,6 +95,7 @@ def flow_warped(
     >>> sorted({int(lid) for lid in s.lid})
     [1, 3]
     """
+    check_generator(generator)
     flat = subspaces(dims, ambient, n, spread=spread, generator=generator)
     flow = Flow(ambient, layers=layers, strength=strength, generator=generator)
     return Samples(flow(flat.x), flat.lid, flat.component)
@@ -134,6 +137,7 @@ class Flow:
     def __init__(
         self, dim: int, *, layers: int = 4, strength: float = 0.3, generator: torch.Generator
     ) -> None:
+        check_generator(generator)
         if dim < 2 or layers < 0 or not 0 <= strength < 10:
             raise InputError(
                 f"dim is {dim}, layers {layers}, strength {strength}: "

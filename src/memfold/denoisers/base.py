@@ -11,9 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from memfold.tensors import expand
+from memfold.tensors import check_tensor, expand
 from memfold.types import InputError
 
+_ROUNDING = 1e-2  # images in half precision, or resized with an overshoot, leave [0, 1] by less
 _SLACK = 1e-5  # relative room at the ends of the sigma range, for rounding
 
 
@@ -74,6 +75,7 @@ class Denoiser(ABC):
 
     def check(self, x: Tensor, sigma: float | Tensor) -> None:
         """Refuse a wrong shape or a sigma outside the range; nothing is clamped."""
+        check_tensor(x)
         if self.shape is not None and tuple(x.shape[1:]) != self.shape:
             msg = f"x has shape {tuple(x.shape)}, but the model takes (batch, {_list(self.shape)})"
             raise InputError(msg)
@@ -95,6 +97,7 @@ class Denoiser(ABC):
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> Tensor:
         """Map images with values in [0, 1] to points x of the model, in float32 or wider."""
+        check_images(images)
         return images.to(self.device, self.point_dtype) * 2 - 1
 
     def decode(self, x: Tensor) -> Float[Tensor, "b c h w"]:
@@ -165,10 +168,46 @@ def as_denoiser(model: Denoiser | Callable[..., Tensor]) -> Denoiser:
     """Return a Denoiser as it is and a plain callable wrapped as one."""
     if isinstance(model, Denoiser):
         return model
-    if callable(model):
+    name = type(model).__name__
+    if hasattr(model, "scheduler") and hasattr(model, "components"):
+        raise InputError(
+            f"{name} is a diffusers pipeline, no denoiser; pass memfold.load(pipeline)"
+        )
+    if hasattr(model, "denoiser") and hasattr(model, "condition"):
+        raise InputError(f"{name} takes a prompt; pass its .denoiser(prompt)")
+    if hasattr(model, "config") and hasattr(model, "add_noise"):
+        raise InputError(f"{name} is a scheduler, no denoiser; pass memfold.load(pipeline)")
+    if isinstance(model, torch.nn.Module) and hasattr(model, "config"):
+        raise InputError(
+            f"{name} is a network in coordinates of its own, no denoiser; pass "
+            "memfold.load(pipeline), or wrap it by its parameterisation (memfold.denoisers)"
+        )
+    if callable(model) and not isinstance(model, type):
         return FunctionDenoiser(model)
-    msg = f"{type(model).__name__} is no denoiser; pass a memfold Denoiser or (x, sigma) -> D"
-    raise InputError(msg)
+    raise InputError(f"{name} is no denoiser; pass a memfold Denoiser or (x, sigma) -> D")
+
+
+def check_images(images: Tensor) -> None:
+    """Refuse images whose values do not lie in [0, 1], but for rounding.
+
+    Args:
+        images: what is to be encoded.
+
+    Raises:
+        InputError: they are no tensor of floats, or leave [0, 1], such as 0 to 255.
+    """
+    if not isinstance(images, Tensor):
+        check_tensor(images, "images")
+    if not images.is_floating_point():
+        raise InputError(f"images have dtype {images.dtype}; pass floats in [0, 1]: images / 255")
+    if images.numel() == 0:
+        raise InputError(f"images have shape {tuple(images.shape)}: there are none; pass some")
+    low, high = (float(v) for v in images.detach().aminmax())
+    if not -_ROUNDING <= low <= high <= 1 + _ROUNDING:  # NaN compares with nothing
+        raise InputError(
+            f"images hold values from {low:g} to {high:g}; encode takes [0, 1]: divide 0 to 255 by "
+            "255, and map [-1, 1] by (images + 1) / 2"
+        )
 
 
 def select(cond: Any, index: Tensor, batch: int) -> Any:

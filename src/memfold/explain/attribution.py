@@ -124,6 +124,9 @@ def attribute(
             score needs.
     """
     score = score_name(score)
+    if not isinstance(model, TextToImage):
+        kind = type(model).__name__
+        raise InputError(f"{kind} is no TextToImage; pass memfold.TextToImage(pipeline)")
     if wrt not in WRT:
         raise InputError(f"wrt = {wrt!r} is unknown; choose from {', '.join(WRT)}")
     words = words_of(prompt)

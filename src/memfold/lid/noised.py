@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memfold.denoisers.base import Denoiser, select
 from memfold.linalg.jacobian import Jacobian, graph_bytes
-from memfold.tensors import normal_like
+from memfold.tensors import check_tensor, normal_like
 from memfold.types import Estimate, InputError
 
 MEMORY_BUDGET = 2**30  # bytes that the graphs of one chunk may keep
@@ -47,6 +47,7 @@ def check_points(denoiser: Denoiser, x: Tensor, sigma: float) -> None:
     Raises:
         InputError: with the value and the remedy.
     """
+    check_tensor(x)
     if not isinstance(sigma, Real):
         raise InputError(f"sigma must be one number, not {type(sigma).__name__}; loop over sigmas")
     if x.ndim < 2 or len(x) == 0:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memfold.tensors import check_generator, check_tensor
 from memfold.types import Estimate, InputError
 
 Sampler = Callable[[int, torch.Generator | None], Any]
@@ -67,6 +68,8 @@ def sampler_lid(
     >>> sampler_lid(sample, torch.zeros(1, 2), MLE(50), generator=generator).lid.round()
     tensor([1.])
     """
+    check_tensor(x)
+    check_generator(generator)
     if x.ndim < 2 or len(x) == 0:
         raise InputError(f"x has shape {tuple(x.shape)}; pass a batch of points, (b, *d), b >= 1")
     if n_samples < 2 or batch_size < 1:

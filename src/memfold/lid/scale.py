@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from memfold.denoisers.base import Denoiser, as_denoiser
-from memfold.tensors import base_seed
+from memfold.tensors import base_seed, check_generator
 from memfold.types import Curve, Estimate, InputError
 
 from .dsm import dsm_lid
@@ -59,6 +59,7 @@ def lid_curve(
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator {estimator!r} is unknown; choose from {', '.join(ESTIMATORS)}")
+    check_generator(generator)
     denoiser = as_denoiser(denoiser)
     grid = default_sigmas(denoiser) if sigmas is None else [float(s) for s in sigmas]
     if not grid or any(b <= a for a, b in pairwise(grid)):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.tensors import prompt_generator
+from memfold.tensors import check_generator, prompt_generator
 from memfold.types import InputError
 
 from .away import away
@@ -73,6 +73,7 @@ def mitigate(
         raise InputError(f"method = {method!r} is unknown; choose from {', '.join(METHODS)}")
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(f"the prompt {prompt!r} has no words; there is nothing to mitigate")
+    check_generator(generator)
     model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
     function = METHODS[method]
     known = set(inspect.signature(function).parameters) - _GIVEN

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.base import Denoiser
+from memfold.denoisers.base import Denoiser, as_denoiser
 from memfold.types import InputError
 
 from .grids import karras_sigmas
@@ -33,6 +33,7 @@ def generate(
     Raises:
         InputError: no seeds, or a model that does not know its shape or range.
     """
+    denoiser = as_denoiser(denoiser)
     if len(seeds) == 0:
         raise InputError("seeds is empty; give one for each sample")
     if denoiser.shape is None or not denoiser.sigma_max < float("inf"):

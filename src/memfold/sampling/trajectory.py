@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.types import InputError
 
 from .attention import AttentionWatch
 from .memo import Memo
@@ -91,7 +92,13 @@ def generate_watched(
 
     Returns:
         The generation.
+
+    Raises:
+        InputError: a pipeline that is not wrapped.
     """
+    if not isinstance(model, TextToImage):
+        kind = type(model).__name__
+        raise InputError(f"{kind} is no TextToImage; pass memfold.TextToImage(pipeline)")
     if attention is None:
         attention = has_cross_attention(model)
     if guidance_scale is not None:

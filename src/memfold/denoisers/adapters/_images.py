@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfold.denoisers.base import Denoiser, Wrapper
+from memfold.denoisers.base import Denoiser, Wrapper, check_images
 
 
 class Latent(Wrapper):
@@ -27,6 +27,7 @@ class Latent(Wrapper):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode images in [0, 1] to scaled latents (the posterior's mean)."""
+        check_images(images)
         out = self.vae.encode(images.to(self.device, self.dtype) * 2 - 1)
         z = out.latent_dist.mean if hasattr(out, "latent_dist") else out.latents
         return (z.to(self.point_dtype) - self.shift) * self.factor
@@ -51,6 +52,7 @@ class UnitRange(Wrapper):
 
     def encode(self, images: Tensor) -> Tensor:
         """Take images as they are."""
+        check_images(images)
         return images.to(self.device, self.point_dtype)
 
     def decode(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfold.denoisers.base import Denoiser, Wrapper
+from memfold.denoisers.base import Denoiser, Wrapper, check_images
 from memfold.types import InputError
 
 
@@ -84,6 +84,7 @@ class LatentImages(Wrapper):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Encode images in [0, 1] to scaled latents (the posterior's mean)."""
+        check_images(images)
         out = self.vae.encode(images.to(self.device, self._vae_dtype) * 2 - 1)
         if hasattr(out, "latent_dist"):
             z = out.latent_dist.mean

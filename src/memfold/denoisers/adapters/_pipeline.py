@@ -98,7 +98,7 @@ def _check_directory(directory: Path, allow_pickle: bool) -> None:
         entries = json.loads(index.read_text(encoding="utf-8"))
         if not isinstance(entries["_class_name"], str):
             raise TypeError("_class_name is no string")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         msg = f"{index} is damaged ({brief(error)}); save the pipeline again"
         raise InputError(msg) from error
     for name, entry in entries.items():

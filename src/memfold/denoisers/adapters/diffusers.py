@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided
 from memfold.denoisers.parameterizations import Network, ScoreDenoiser
+from memfold.tensors import check_device
 from memfold.types import InputError
 
 from ._images import Latent, UnitRange
 from ._pipeline import SUPPORTED, TEXT, brief, quiet_libraries, read_pipeline
 from .schedulers import read_schedule
+
+_LARGEST = 2**28  # numbers in one point: 16384 x 16384, far beyond any model
 
 
 def load(
@@ -48,6 +53,7 @@ def load(
         InputError: there is no such model, its weights are pickles, or it is of a kind that is
             not supported.
     """
+    check_device(device)
     pipe = model
     if isinstance(model, str | Path):
         pipe = read_pipeline(model, allow_pickle=allow_pickle, revision=revision)
@@ -202,5 +208,13 @@ def _shape(net: Any) -> tuple[int, int, int]:
     size = net.config.sample_size
     if size is None:
         raise InputError("the network's configuration has no sample_size; add it to config.json")
-    height, width = (size, size) if isinstance(size, int) else size
-    return (int(net.config.in_channels), int(height), int(width))
+    sides = (size, size) if isinstance(size, int) else tuple(np.atleast_1d(size))
+    shape = (net.config.in_channels, *sides)
+    whole = all(isinstance(n, int | np.integer) and n > 0 for n in shape)
+    if len(shape) != 3 or not whole or math.prod(map(int, shape)) > _LARGEST:
+        raise InputError(
+            f"the network's config.json says sample_size = {size}, in_channels = {shape[0]}: no "
+            "size of an image; mend it"
+        )
+    channels, height, width = map(int, shape)
+    return channels, height, width

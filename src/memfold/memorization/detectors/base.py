@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.sampling.trajectory import Generation
+from memfold.tensors import check_generator
 from memfold.types import InputError
 
 SIGMA = 0.3  # scale of the detectors at clean latents, in units of latents of variance 1
@@ -67,6 +68,7 @@ class Detector:
         Raises:
             InputError: the pipeline or the generation lacks what the detector needs.
         """
+        check_generator(generator)
         missing = self.missing(generation)
         if missing:
             raise InputError(f"{self.name} needs {missing}: leave it out for this pipeline")
