@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memfold.files import file_hash, table_bytes, write_text
-from memfold.types import InputError
 
 Columns = dict[str, list[Any]]
 
@@ -104,10 +103,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[str]]:
         path: one of `RECORDS`.
 
     Returns:
-        What it holds, and a line for each thing that differs.
-
-    Raises:
-        InputError: it cannot be read at all, or holds no hashes.
+        What it holds, empty where it cannot be read, and a line for each thing that differs.
     """
     try:
         text = path.read_bytes().decode()
@@ -115,11 +111,11 @@ def read_record(path: Path) -> tuple[dict[str, Any], list[str]]:
         body = {k: v for k, v in found.items() if k != "sha256"}
         files = {str(k): str(v) for k, v in body["files"].items()}
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror})") from error
+        return {}, [f"{path.name} cannot be read ({error.strerror})"]
     except (ValueError, RecursionError):
         return {}, [f"{path.name} is damaged: it is no JSON"]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no hashes of files; run the same audit again") from error
+    except (AttributeError, KeyError, TypeError):
+        return {}, [f"{path.name} holds no hashes of its files"]
     differs = []
     if found.get("sha256") != _own(body) or _text(found) != text:
         differs.append(f"{path.name} does not match its own hash")

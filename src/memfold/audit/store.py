@@ -22,7 +22,7 @@ from .seal import RECORDS, Columns, digest_of, read_part, sealed_part, write_rec
 
 PLAN = "plan.json"
 _LOCK = ".memfold.lock"
-_PART = re.compile(r"[a-z0-9-]+-\d{8}\.parquet")
+PART = re.compile(r"[a-z0-9-]+-\d{8}\.parquet")
 _LINES = 5  # parts that are named one by one before they are counted
 
 
@@ -214,7 +214,7 @@ class Store:
     def _kept(self) -> list[Path]:
         if not self.parts.is_dir():
             return []
-        return sorted(p for p in self.parts.iterdir() if _PART.fullmatch(p.name))
+        return sorted(p for p in self.parts.iterdir() if PART.fullmatch(p.name))
 
     def _end(self, *, discard: bool) -> None:
         if not self._lock.is_locked:
@@ -266,4 +266,4 @@ def _refuse_link(path: Path) -> None:
         raise InputError(f"{path} is a symbolic link; remove it, or choose another --out")
 
 
-__all__ = ["PLAN", "Columns", "Store", "concat", "read_table", "write_table", "write_text"]
+__all__ = ["PART", "PLAN", "Columns", "Store", "concat", "read_table", "write_table", "write_text"]

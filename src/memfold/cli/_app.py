@@ -13,6 +13,7 @@ from memfold.cli.explain import explain
 from memfold.cli.lid import data_lid, lid, report
 from memfold.cli.prevent import calibrate, mitigate
 from memfold.cli.reproduce import reproduce
+from memfold.cli.verify import verify
 
 app = typer.Typer(
     name="memfold",
@@ -48,5 +49,7 @@ def _main(
     pass
 
 
-for command in (audit, lid, data_lid, report, bench, explain, calibrate, mitigate, reproduce):
+for command in (
+    audit, verify, lid, data_lid, report, bench, explain, calibrate, mitigate, reproduce,
+):  # fmt: skip
     app.command()(command)
