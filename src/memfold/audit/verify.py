@@ -101,9 +101,9 @@ def _images(root: Path, facts: dict[str, Any], parts: _Parts) -> list[str]:
     if not _same(parts["band"]["curve"], [c for c in reference["curve"] if c is not None]):
         found.append("reference.parquet: curve is not that of the parts")
     for column in ("curve", "curve_stderr"):
-        shown = [c for c in results[column] if c is not None]
+        drew = [c for c in results[column] if c is not None]
         kept = [sorted(map(repr, p.get(column, []))) for p in parts.starting("curve-")]
-        if sorted(map(repr, shown)) not in [*kept, *([] if shown else [[]])]:
+        if sorted(map(repr, drew)) not in [*kept, *([] if drew else [[]])]:
             found.append(f"results.parquet: {column} is not that of the parts")
     drawn = parts["draw"]
     if drawn and (root / "samples.npz").is_file():
