@@ -140,7 +140,13 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         ],
         "methods": ["Each image was noised eight times at σ = 0.18 and denoised by the model."],
         "seconds": {"model": 41.2, "data": 9.5},
-        "exit": {"fail_on": ["overfitting"], "failed": counts["overfitting"] > 0},
+        "power": {"sentence": "2 copies or more would be found among these images."},
+        "doubt": {"reason": "", "remedy": ""},
+        "exit": {
+            "fail_on": ["overfitting"],
+            "failed": counts["overfitting"] > 0,
+            "outcome": "found" if counts["overfitting"] else "passed",
+        },
     }
 
 
@@ -160,7 +166,7 @@ def write_audit(
     audit = summary(rows)
     if edit:
         edit(audit, rows)
-    flagged = [row for row in rows if row["verdict"] in ("overfitting", "data")]
+    flagged = [row for row in rows if row["verdict"] != "none"]
     keys = [f"subject:{row['id']}" for row in flagged]
     keys += [f"train:{name}" for row in flagged for name in row["neighbors"] or ()]
     directory.mkdir(parents=True, exist_ok=True)

@@ -137,10 +137,10 @@ def test_golden_facts(page):
 
 def test_every_flagged_image_has_a_card(page):
     cards = page.find("article")
-    assert len(cards) == 50
-    assert [card["data-verdict"] for card in cards] == ["overfitting"] * 30 + ["data"] * 20
+    verdicts = ["undetermined"] * 4 + ["overfitting"] * 30 + ["data"] * 20
+    assert [card["data-verdict"] for card in cards] == verdicts
     assert sum("later" in card["class"] for card in cards) == 50 - html_module.PAGE
-    assert len(page.find("img")) == 50 * 4
+    assert len(page.find("img")) == len(verdicts) * 4
 
 
 def test_all_images_stand_in_the_rows(html, audit_directory):
@@ -152,7 +152,7 @@ def test_all_images_stand_in_the_rows(html, audit_directory):
         subject = subjects[row[at["id"]]]
         assert row[at["verdict"]] == subject.verdict
         assert row[at["model"]] == pytest.approx(subject.lid_model, rel=1e-5)
-        assert bool(row[at["anchor"]]) == (subject.verdict in ("overfitting", "data"))
+        assert bool(row[at["anchor"]]) == (subject.verdict != "none")
 
 
 def test_anchors_of_the_rows_exist_once(html, page):
@@ -220,7 +220,7 @@ def test_hostile_text_stays_text(hostile, html, page):
     bad = Page(hostile)
     assert_closed(bad)
     assert len(bad.find("script")) == 2
-    assert len(bad.find("img")) == 5 * 4
+    assert len(bad.find("img")) == (5 + 1) * 4  # memorized, and one that is undetermined
     assert {tag for tag, _ in bad.tags} <= {tag for tag, _ in page.tags}
     assert bad.text.count("document.title='hacked'") > 60
     assert "{{7*7}}" in hostile
@@ -328,6 +328,37 @@ def test_headlines(make_audit, tmp_path, verdicts, sentence):
 
     directory = make_audit(tmp_path, n=len(verdicts), overfitting=0, data=0, edit=edit)
     assert words.headline(load(directory)) == sentence
+
+
+def test_nothing_found_without_the_power_to_find_is_inconclusive(make_audit, tmp_path):
+    """The headline says so with its reason, and what to do; never that there is none."""
+
+    def weak(audit, rows):
+        audit["doubt"] = {"reason": "a single copy could not have been called", "remedy": "give 9"}
+        audit["exit"] |= {"outcome": "inconclusive"}
+
+    page = render(load(make_audit(tmp_path / "weak", n=6, overfitting=0, data=0, edit=weak)))
+    text = re.sub("<[^>]*>", " ", page)
+    assert "Inconclusive: a single copy could not have been called." in text
+    assert "What to do: give 9." in text
+    assert "No memorization was found" not in page
+    assert "Passed" not in text
+
+    def older(audit, rows):
+        del audit["power"], audit["doubt"]
+
+    old = load(make_audit(tmp_path / "old", n=6, overfitting=0, data=0, edit=older))
+    assert "does not say what it could have found" in words.headline(old)
+
+
+def test_undetermined_images_come_first_with_pictures(page, audit_directory):
+    """Each has a card with its picture and its reason, before the first memorized one."""
+    raw = render(load(audit_directory))
+    assert raw.index('id="undetermined"') < raw.index('id="memorized"')
+    section = raw[raw.index('<section id="undetermined"') : raw.index('<section id="memorized"')]
+    assert section.count("<article") == 4
+    assert section.count("Reservation: denoised worse than 99 % of the held-out") == 4
+    assert section.count("data:image/png") >= 4
 
 
 def test_evidence_in_words():

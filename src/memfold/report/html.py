@@ -112,7 +112,7 @@ def draw(directory: str | os.PathLike[str]) -> str:
 def render(report: Report) -> str:
     """The report as HTML: a pure function of its data, the same bytes for the same report."""
     script = _asset("report.js")
-    cards = _cards(report)
+    unclear, cards = _cards(report)
     page = environment().get_template("report.html").render(
         report=report,
         style=Markup(_asset("report.css")),
@@ -124,9 +124,11 @@ def render(report: Report) -> str:
         created=_created(report.created),
         tiles=_tiles(report),
         cards=cards,
+        unclear=unclear,
+        unseen=report.counts["undetermined"] - len(unclear),
         page=PAGE,
         columns=_columns(report),
-        rows=_rows_block(report, cards),
+        rows=_rows_block(report, [*unclear, *cards]),
         figures=_figures(report),
         untrusted=_untrusted(report),
         truth=_truth(report),
@@ -237,10 +239,17 @@ def _severity(subject: Subject) -> tuple[int, float]:
     return VERDICTS.index(subject.verdict), -dof if math.isfinite(dof) else 0.0
 
 
-def _cards(report: Report) -> list[Card]:
-    flagged = [s for s in report.subjects if s.verdict in MEMORIZED]
+def _cards(report: Report) -> tuple[list[Card], list[Card]]:
+    """Cards of the undetermined images, as far as they have pictures, and of the memorized ones."""
     band = figures.reference_band(report.reference)
-    return [
+    unclear = [
+        s
+        for s in report.subjects
+        if s.verdict == "undetermined" and f"subject:{s.id}" in report.pictures
+    ]
+    unclear.sort(key=lambda s: -s.missing_dof if math.isfinite(s.missing_dof) else -math.inf)
+    flagged = sorted((s for s in report.subjects if s.verdict in MEMORIZED), key=_severity)
+    cards = [
         Card(
             anchor=f"image-{place}",
             subject=subject,
@@ -249,8 +258,9 @@ def _cards(report: Report) -> list[Card]:
             evidence=words.evidence(subject, report.reference),
             curve=_curve(report, subject, band),
         )
-        for place, subject in enumerate(sorted(flagged, key=_severity), start=1)
+        for place, subject in enumerate([*unclear, *flagged], start=1)
     ]
+    return cards[: len(unclear)], cards[len(unclear) :]
 
 
 def _curve(report: Report, subject: Subject, band: figures.Band | None) -> Markup:

@@ -116,7 +116,12 @@ class Report:
         settings: groups of (name, value) pairs, as text, in the order to be shown.
         pictures: PNG files under "subject:" + id and "train:" + id.
         regions: limits of the verdict's regions, "model_threshold" and "data_threshold".
-        exit: what `--fail-on` asked for, and whether it failed; empty where it asked nothing.
+        fail_on: what `--fail-on` names; empty where there was no gate.
+        outcome: what the gate said: "found", "passed" or "inconclusive"; empty without one.
+        power: how many copies the audit would have found, in a sentence; empty where an older
+            audit did not say.
+        doubt: why "none found" would not mean "none there"; empty where it does.
+        remedy: what helps against that.
     """
 
     title: str
@@ -138,10 +143,18 @@ class Report:
     settings: Mapping[str, tuple[tuple[str, str], ...]]
     ground_truth: GroundTruth | None
     fail_on: tuple[str, ...]
-    failed: bool
+    outcome: str
+    power: str
+    doubt: str
+    remedy: str
     subjects: tuple[Subject, ...]
     reference: Reference
     pictures: Mapping[str, bytes]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the gate found what it names."""
+        return self.outcome == "found"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -186,7 +199,10 @@ def load(directory: str | os.PathLike[str]) -> Report:
         settings=_settings(audit),
         ground_truth=_ground_truth(audit),
         fail_on=done.texts("fail_on"),
-        failed=bool(done.get("failed", bool, False)),
+        outcome=done.text("outcome", "found" if done.get("failed", bool, False) else ""),
+        power=audit.fields("power").text("sentence"),
+        doubt=audit.fields("doubt").text("reason"),
+        remedy=audit.fields("doubt").text("remedy"),
         subjects=subjects,
         reference=_reference(folder / "reference.parquet", audit, len(curve_sigmas)),
         pictures=_pictures(folder / "pictures.parquet"),

@@ -102,7 +102,9 @@ def render_prompts(directory: Path) -> str:
         alpha=audit.number("alpha"),
         reference=audit.fields("reference").values,
         warnings=audit.texts("warnings"),
-        exit=audit.fields("exit").values,
+        exit=_exit(audit.fields("exit")),
+        doubt=_doubt(audit),
+        power=audit.fields("power").text("sentence"),
         cards=cards,
         hidden=len(called) - len(cards),
         table=[_line_of(row, titles) for row in [*called, *others]],
@@ -112,6 +114,20 @@ def render_prompts(directory: Path) -> str:
         words=words,
     )  # fmt: skip
     return figures.printable(page) + "\n"
+
+
+def _exit(fields: Fields) -> dict[str, Any]:
+    """Read what the gate said."""
+    texts = {k: fields.text(k) for k in ("outcome", "reason", "remedy")}
+    return texts | {"fail_on": fields.texts("fail_on")}
+
+
+def _doubt(audit: Fields) -> dict[str, str]:
+    """Read why "none found" would not mean "none there"; an older audit does not say."""
+    if not audit.fields("power").values:
+        reason = "this audit does not say what it could have found"
+        return {"reason": reason, "remedy": "run it again"}
+    return {k: audit.fields("doubt").text(k) for k in ("reason", "remedy")}
 
 
 def steps_figure(

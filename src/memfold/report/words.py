@@ -21,6 +21,7 @@ MEANINGS = {
     "none": "The model is about as free here as it is at images that it never memorized.",
     "undetermined": "The measurement cannot be relied on here; the reason stands with each image.",
 }
+OUTCOMES = {"found": "Failed", "passed": "Passed", "inconclusive": "Inconclusive"}
 _NOUNS = {"train": "training image", "generated": "generated image"}
 
 
@@ -74,6 +75,13 @@ def headline(report: Report) -> str:
     things = noun(report.source, n)
     if n and counts["undetermined"] == n:
         return f"None of the {n:,} {things} could be judged."
+    if not memorized and report.doubt:
+        return f"Inconclusive: {report.doubt}."
+    if not memorized and not report.power:
+        return (
+            f"None of the {n:,} {things} was called memorized; this audit does not say what it "
+            "could have found."
+        )
     if not memorized:
         return f"No memorization was found in {n:,} {things}."
     verb = "is" if memorized == 1 else "are"
