@@ -97,6 +97,16 @@ def test_an_audit_of_prompts(pipeline, lists, tmp_path):
     assert "\x1b" not in page
 
 
+def test_a_report_of_older_results_says_what_is_missing(pipeline, lists, tmp_path):
+    """Results that hold `kind` instead of `verdict` are refused in one line."""
+    run_prompts(plan(pipeline, lists, tmp_path), progress=False)
+    path = tmp_path / "out" / "results.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.rename_columns({"verdict": "kind"}), path)
+    with pytest.raises(InputError, match="has no column verdict"):
+        write(tmp_path / "out")
+
+
 def test_an_audit_goes_on_where_it_stopped(pipeline, lists, tmp_path, monkeypatch):
     full = run_prompts(plan(pipeline, lists, tmp_path, out=str(tmp_path / "full")), progress=False)
     calls, original = [], scored_module.score_prompt
@@ -254,7 +264,13 @@ def test_fail_on_sets_the_exit_code(pipeline, lists, tmp_path):
     assert loose.exit_code == 1
     assert json.loads(loose.stdout)["exit"]["failed"]
     strict = CliRunner().invoke(app, [*words, "--alpha", "0.01", "--fail-on", "memorized"])
-    assert strict.exit_code == 0
+    assert strict.exit_code == 3  # 16 ordinary prompts call nothing at 1 %
+    done = json.loads(strict.stdout)
+    assert done["exit"]["outcome"] == "inconclusive"
+    assert "99 ordinary prompts" in done["exit"]["remedy"]
+    assert done["power"]["smallest"] is None
+    page = write(tmp_path / "out").read_text(encoding="utf-8")
+    assert "Inconclusive: a single memorized prompt among 4 prompts" in page
 
 
 def test_a_prompt_does_not_depend_on_the_others(pipeline):

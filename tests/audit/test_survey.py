@@ -49,9 +49,16 @@ def test_lid_prints_numbers_and_writes_files(
     assert "<script" not in figure.read_text()
     again = json.loads(call([*argv, "--json"], monkeypatch, capsys)[1])
     assert again == printed
+    grid = printed["sigmas"]
+    assert grid == sorted(grid)
+    assert printed["rows"]["sigmas"] == [grid] * 6
+    for name in ("curve", "curve_stderr"):
+        assert [len(c) for c in printed["rows"][name]] == [len(grid)] * 6
+    assert [json.loads(r["sigmas"]) for r in rows] == [grid] * 6
     code, out = call([*argv, "--limit", "2"], monkeypatch, capsys)
     assert code == 0
     assert "stderr" in out
+    assert all(f"{s:.4g}" in out for s in grid)
 
 
 def test_data_lid_puts_the_duplicated_image_first(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from memfold.memorization.power import COPY_LID, WANTED, Power
 from memfold.types import Estimate
 
 from .plan import Plan
+from .prompt_plan import PromptPlan
 
 CODES = {"passed": 0, "found": 1, "inconclusive": 3}
 _MEMORIZED = ("overfitting", "data")
+_COPIES = ("copy", "copies")
+_PROMPTS = ("memorized prompt", "memorized prompts")
 
 
 def tell(plan: Plan, verdicts: Verdicts, model: Estimate, able: Power) -> dict[str, Any]:
@@ -44,6 +48,34 @@ def tell(plan: Plan, verdicts: Verdicts, model: Estimate, able: Power) -> dict[s
     }
 
 
+def tell_prompts(plan: PromptPlan, called: int, able: Power) -> dict[str, Any]:
+    """Say the same of an audit of prompts.
+
+    Args:
+        plan: the plan.
+        called: how many prompts are called memorized.
+        able: what was simulated.
+
+    Returns:
+        `power`, `doubt` and `exit` of audit.json.
+    """
+    least, reason, remedy = ceil(1 / plan.alpha - 1e-9) - 1, "", ""
+    more = f"give {least:,} ordinary prompts or more (--ordinary), or a larger --alpha"
+    if able.own:
+        reason = "the judged prompts are their own reference, of which some are always the highest"
+        remedy = more
+    elif not able.suffices:
+        reason = _weak(able, "prompts", _PROMPTS)
+        remedy = "free the ordinary prompts of memorized ones, or take a larger --alpha"
+        remedy = more if able.reference < least else remedy
+    others = "each other" if able.own else "ordinary prompts"
+    return {
+        "power": power_facts(able, "prompts", others, _PROMPTS),
+        "doubt": {"reason": reason, "remedy": remedy},
+        "exit": outcome(plan.fail_on, {"memorized": called}, 0, reason, remedy),
+    }
+
+
 def suspects(verdicts: Verdicts, model: Estimate, alpha: float) -> ndarray:
     """Find the undetermined subjects that could be a copy.
 
@@ -64,21 +96,25 @@ def suspects(verdicts: Verdicts, model: Estimate, alpha: float) -> ndarray:
     return (verdicts.kind == "undetermined") & (low | unknown | (verdicts.p_value <= alpha))
 
 
-def power_facts(power: Power, things: str, others: str) -> dict[str, Any]:
+def power_facts(
+    power: Power, things: str, others: str, nouns: tuple[str, str] = _COPIES
+) -> dict[str, Any]:
     """Say in numbers and one line what an audit can find.
 
     Args:
         power: what was simulated.
         things: what is judged, as "training images".
         others: what it is compared with, as "held-out images".
+        nouns: what is found, one and many.
 
     Returns:
         Plain data for audit.json.
     """
-    among = f"among {power.subjects:,} {things}, against {power.reference:,} {others}"
-    copies = "copy" if power.smallest == 1 else "copies"
+    against = others if others == "each other" else f"{power.reference:,} {others}"
+    among = f"among {power.subjects:,} {things}, against {against}"
+    copies = nouns[power.smallest != 1]
     said = (
-        f"No number of copies would be found {among}"
+        f"No number of {nouns[1]} would be found {among}"
         if power.smallest is None
         else f"{power.smallest:,} {copies} or more would be found {among}"
     )
@@ -90,7 +126,7 @@ def power_facts(power: Power, things: str, others: str) -> dict[str, Any]:
         "wanted": WANTED,
         "lid": list(COPY_LID),
         "suffices": power.suffices,
-        "sentence": f"{said} (found: {WANTED:.0%} of them called; simulated with copies of LID "
+        "sentence": f"{said} (found: {WANTED:.0%} of them called; simulated with an LID of "
         f"{COPY_LID[0]:g} to {COPY_LID[1]:g}).",
     }
 
@@ -101,15 +137,16 @@ def doubt(power: Power, things: str, undetermined: Sequence[str] = ()) -> tuple[
     Args:
         power: what the audit can find.
         things: what is judged.
-        undetermined: the reasons of the undetermined subjects that could be copies.
+        undetermined: the reasons of the undetermined subjects that could be copies; fewer than
+            the number that must not be missed are no doubt.
 
     Returns:
         Reason and remedy; both empty where nothing is in doubt.
     """
     if not power.suffices:
-        return _weak(power, things), _stronger(power)
-    if undetermined:
-        n = len(undetermined)
+        return _weak(power, things, _COPIES), _stronger(power)
+    n = len(undetermined)
+    if n >= power.copies:
         reason = Counter(undetermined).most_common(1)[0][0] or "no reason was recorded"
         are = f"{things} are" if n > 1 else f"of the {things} is"
         return (
@@ -120,9 +157,9 @@ def doubt(power: Power, things: str, undetermined: Sequence[str] = ()) -> tuple[
     return "", ""
 
 
-def _weak(power: Power, things: str) -> str:
+def _weak(power: Power, things: str, nouns: tuple[str, str]) -> str:
     one = power.copies == 1
-    what = "a single copy" if one else f"{power.copies:,} copies"
+    what = f"a single {nouns[0]}" if one else f"{power.copies:,} {nouns[1]}"
     if power.share == 0:
         return f"{what} among {power.subjects:,} {things} could not have been called"
     how = f"with a chance of {power.share:.0%}" if one else f"in {power.share:.0%} of the cases"
@@ -171,12 +208,15 @@ def outcome(
     found = sum(counts.get(verdict, 0) for verdict in fail_on)
     if set(_MEMORIZED) <= set(fail_on) and "undetermined" not in fail_on:
         found += unknown
-    said = "found" if found else "inconclusive" if reason else "passed"
+    said = None
+    if fail_on:
+        said = "found" if found else "inconclusive" if reason else "passed"
+    unclear = said == "inconclusive"
     return {
         "fail_on": list(fail_on),
         "failed": bool(found),
-        "outcome": said if fail_on else None,
-        "code": CODES[said] if fail_on else 0,
-        "reason": reason if said == "inconclusive" else "",
-        "remedy": remedy if said == "inconclusive" else "",
+        "outcome": said,
+        "code": CODES.get(said or "passed"),
+        "reason": reason if unclear else "",
+        "remedy": remedy if unclear else "",
     }

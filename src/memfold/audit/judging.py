@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy import ndarray
 
-from memfold.memorization.prompt_verdict import combine, p_values, standards
+from memfold.memorization.prompt_verdict import combine, own_p_values, p_values, standards
 
 from .store import Columns
 
@@ -19,12 +19,14 @@ class Judge:
 
     Attributes:
         names: the signals.
+        base: scores of the reference by signal, shape (m, images).
         standard: centre and spread of each over the reference.
         ordinary: combined scores of the reference, shape (m,).
         own: whether the judged prompts are their own reference.
     """
 
     names: tuple[str, ...]
+    base: dict[str, ndarray]
     standard: dict[str, tuple[float, float]]
     ordinary: ndarray
     own: bool
@@ -34,7 +36,7 @@ class Judge:
         """Take the scale from the reference, or from the n judged prompts where it is empty."""
         base = _scores(reference, names, m) if m else _scores(found, names, n)
         standard = standards(base)
-        return Judge(tuple(names), standard, combine(base, standard).mean(1), own=not m)
+        return Judge(tuple(names), base, standard, combine(base, standard).mean(1), own=not m)
 
     def judge(self, found: Columns, n: int) -> dict[str, ndarray]:
         """Judge the prompts of the audit.
@@ -48,9 +50,7 @@ class Judge:
         """
         scores = _scores(found, self.names, n)
         score = combine(scores, self.standard).mean(1)
-        p = p_values(score, self.ordinary)
-        if self.own:  # itself is among them, once
-            p = np.clip(p * (n + 1) / n - 1 / n, 1 / n, 1.0)
+        p = (own_p_values if self.own else p_values)(score, self.ordinary)
         signals = {f"signal.{k}": scores[k].mean(1) for k in self.names}
         return {"score": score, "p_value": p} | signals
 

@@ -30,6 +30,7 @@ def prompt_facts(
     called: ndarray,
     names: Sequence[str],
     data: Images | None,
+    told: dict[str, Any],
 ) -> dict[str, Any]:
     """Collect what audit.json holds.
 
@@ -42,6 +43,7 @@ def prompt_facts(
         called: whether each prompt is called memorized.
         names: the signals.
         data: training images, if any.
+        told: what the audit can find, and what its gate says (`gate.tell_prompts`).
 
     Returns:
         Plain data for JSON.
@@ -80,7 +82,7 @@ def prompt_facts(
             )
         ],
         "shown": min(count, plan.shown),
-        "exit": {"fail_on": list(plan.fail_on), "failed": bool(count and plan.fail_on)},
+        **told,
     }
 
 

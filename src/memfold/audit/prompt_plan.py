@@ -48,7 +48,9 @@ class PromptPlan:
         allow_pickle: also read weights from pickles.
         allow_code: also read an embedding in TorchScript, which runs code of its own.
         record_paths: write whole paths into audit.json and the report, not last names.
-        fail_on: "memorized" makes the exit code 1 if any prompt is called.
+        fail_on: "memorized" makes the exit code 1 if any prompt is called; without any it is 0, or
+            3 where `copies` memorized prompts could not have been called: inconclusive.
+        copies: the smallest number of memorized prompts that a gate must not miss.
         overwrite: discard another audit's results in `out`.
         title: heading of the report.
     """
@@ -75,6 +77,7 @@ class PromptPlan:
     allow_code: bool = False
     record_paths: bool = False
     fail_on: tuple[str, ...] = ()
+    copies: int = 1
     overwrite: bool = False
     title: str = ""
 

@@ -14,11 +14,13 @@ from memfold.datasets.images import Images, load_images, to_model
 from memfold.datasets.prompts import read_prompts
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.embedding import Embedding
+from memfold.memorization.prompt_power import prompt_power
 from memfold.memorization.prompt_verdict import LEAST, SIGNALS
 from memfold.types import InputError
 
 from .digest import model_digest
 from .evidence import WATCHED, Show
+from .gate import tell_prompts
 from .judging import Judge
 from .prompt_facts import prompt_facts
 from .prompt_plan import PromptPlan
@@ -52,6 +54,8 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
     )
     ordinary = [p for p in ordinary if p not in set(subjects)]
     _refuse_few(plan, subjects, ordinary)
+    if plan.copies > len(subjects):
+        raise InputError(f"--copies {plan.copies} of {len(subjects)} prompts; choose fewer")
     model = plan.scoring.load()
     data = None if plan.data is None else _data(plan.data, model)
     embedding = _embedding(plan)
@@ -76,9 +80,14 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
         write_table(
             Path(plan.out) / "reference.parquet", _reference(reference, found, called, ordinary)
         )
+        able = prompt_power(
+            judge.base, subjects=len(subjects), alpha=plan.alpha, own=judge.own,
+            copies=plan.copies, seed=plan.seed,
+        )  # fmt: skip
+        told = tell_prompts(plan, int(called.sum()), able)
         facts = prompt_facts(
-            plan, fingerprint["model"], model, subjects, ordinary, called, names, data
-        )
+            plan, fingerprint["model"], model, subjects, ordinary, called, names, data, told,
+        )  # fmt: skip
         return store.finish("audit.json", facts, TABLES)
 
 

@@ -72,7 +72,7 @@ def model_lid(
         progress: show progress bars.
 
     Returns:
-        id, lid, stderr for each image, and the curves.
+        id, lid, stderr for each image, and its curve over the grid `sigmas`.
 
     Raises:
         InputError: with the value and the remedy.
@@ -109,7 +109,9 @@ def model_lid(
         "id": list(found.ids[: len(x)]),
         "lid": estimate.lid.tolist(),
         "stderr": estimate.stderr.tolist(),
+        "sigmas": [curve.sigmas.tolist()] * len(x),
         "curve": curve.lid.tolist(),
+        "curve_stderr": curve.stderr.tolist(),
     }
     return Survey(f"LID at sigma = {sigma:.3g}: {estimate.method}", table, sigma, curve)
 

@@ -285,7 +285,7 @@ def audit(
 _PROMPTS = ("ordinary", "images", "steps", "shown", "mitigate", "workers")
 _BOTH = (
     "model", "out", "data", "embedding", "alpha", "limit", "guidance_scale", "seed", "device",
-    "half", "allow_pickle", "allow_code", "record_paths", "fail_on", "overwrite", "title",
+    "half", "allow_pickle", "allow_code", "record_paths", "fail_on", "copies", "overwrite", "title",
     "explain",
 )  # fmt: skip
 
@@ -398,4 +398,5 @@ def print_prompts(facts: dict[str, Any], report: str) -> None:
     )
     for warning in facts["warnings"]:
         typer.echo(f"Note: {warning}")
+    print_gate(facts)
     typer.echo(f"Report: {report}")

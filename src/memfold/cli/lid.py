@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,8 @@ from memfold.cli._options import (
     Seed,
 )
 from memfold.cli._printing import note_half, print_json, print_table, printable
+
+_COLUMNS = 6  # images whose curves stand side by side in the printed table
 
 
 def lid(
@@ -69,7 +71,8 @@ def lid(
     """
     from memfold.audit.checks import check_file
     from memfold.audit.survey import model_lid, save, write_figure
-    from memfold.report.figures import Line, curves
+    from memfold.report.curve_figure import curve_figure
+    from memfold.report.figures import Line
 
     check_file("out", out, (".parquet", ".csv"))
     check_file("figure", figure, (".svg",))
@@ -87,9 +90,31 @@ def lid(
                 found.table["id"], found.curve.lid, found.curve.stderr, strict=True
             )
         ]
-        write_figure(curves(found.curve.sigmas.tolist(), lines, None, sigma=found.sigma), figure)
-    if json_ or not (quiet and out is not None):
-        print_table(found.table, found.title, json_)
+        grid = found.curve.sigmas.tolist()
+        write_figure(curve_figure(grid, lines, sigma=found.sigma, title=found.title), figure)
+    if json_:
+        print_json(
+            {
+                "title": found.title,
+                "sigma": found.sigma,
+                "sigmas": found.table["sigmas"][0],
+                "rows": found.table,
+            }
+        )
+    elif not (quiet and out is not None):
+        print_table(found.table, found.title, False)
+        shown, many = _over_sigma(found.table)
+        print_table(shown, f"LID over noise levels sigma{many}", False)
+
+
+def _over_sigma(table: dict[str, list[Any]]) -> tuple[dict[str, list[Any]], str]:
+    """Turn the curves into a table with a row a sigma; of many images give their mean."""
+    names, curves = table["id"], table["curve"]
+    columns = {"sigma": table["sigmas"][0]}
+    if len(names) <= _COLUMNS:
+        return columns | {n: list(c) for n, c in zip(names, curves, strict=True)}, ""
+    mean = [sum(values) / len(values) for values in zip(*curves, strict=True)]
+    return columns | {"mean LID": mean}, f", mean of {len(names)} images (all: --out or --json)"
 
 
 def data_lid(

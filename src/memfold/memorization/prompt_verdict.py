@@ -88,3 +88,20 @@ def p_values(score: ArrayLike, ordinary: ArrayLike) -> Float[ndarray, " n"]:
         raise InputError("p-values need finite scores and at least one ordinary prompt")
     above = len(base) - np.searchsorted(base, s, side="left")
     return (1 + above) / (1 + len(base))
+
+
+def own_p_values(score: ArrayLike, judged: ArrayLike) -> Float[ndarray, " n"]:
+    """p-values of prompts that are themselves among the judged: the share that scores as high.
+
+    Args:
+        score: scores of some of the judged prompts, shape (n,).
+        judged: scores of all of them, shape (m,).
+
+    Returns:
+        p-values in [1 / m, 1], shape (n,).
+
+    Raises:
+        InputError: there are no prompts, or a score is not finite.
+    """
+    m = len(np.atleast_1d(np.asarray(judged)))
+    return np.clip(p_values(score, judged) * (m + 1) / m - 1 / m, 1 / m, 1.0)
