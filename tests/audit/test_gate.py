@@ -61,7 +61,7 @@ def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def make(planted: int, m: int, n: int, **changes: Any) -> dict[str, Any]:
         fresh = np.concatenate([train[:planted], images(m - planted, 5)])
         np.savez(tmp_path / "samples.npz", images=fresh)
-        np.savez(tmp_path / "holdout.npz", images=images(n, 2))
+        np.savez(tmp_path / "holdout.npz", images=images(n, 12))
         options: dict[str, Any] = {
             "model": "m", "data": str(tmp_path / "train.npz"), "sigma": 0.1, "noises": 4,
             "holdout": str(tmp_path / "holdout.npz"), "samples": str(tmp_path / "samples.npz"),
@@ -137,9 +137,7 @@ def test_without_a_gate_there_is_no_outcome(audit):
     assert "could not have been called" in facts["doubt"]["reason"]
 
 
-def test_a_copy_that_is_undetermined_for_another_reason_does_not_pass(
-    audit, tmp_path, monkeypatch
-):
+def test_a_copy_that_is_undetermined_for_another_reason_does_not_pass(audit, tmp_path, monkeypatch):
     """The power suffices, but one subject looks like a copy and is not trusted: inconclusive."""
     from memfold.memorization import comparison
 
