@@ -37,12 +37,13 @@ def tell(plan: Plan, verdicts: Verdicts, model: Estimate, able: Power) -> dict[s
     """
     reasons = np.array(verdicts.reason, dtype=object)
     close = reasons[suspects(verdicts, model, plan.alpha)].tolist()
-    reason, remedy = doubt(able, plan.described, close)
+    things = plan.recorded().described
+    reason, remedy = doubt(able, things, close)
     counts = Counter(verdicts.kind.tolist())
     unknown = int((verdicts.memorized & (verdicts.kind == "undetermined")).sum())
     others = "training images" if plan.holdout is None else "held-out images"
     return {
-        "power": power_facts(able, plan.described, others),
+        "power": power_facts(able, things, others),
         "doubt": {"reason": reason, "remedy": remedy},
         "exit": outcome(plan.fail_on, counts, unknown, reason, remedy),
     }
