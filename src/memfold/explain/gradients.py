@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import Leaf, TextToImage
+from memfold.denoisers.adapters.tokenizers import own_tokenizer
 from memfold.types import InputError
 
 from .tokens import word_of_tokens
@@ -114,7 +115,7 @@ def gradient_of(value: Tensor, embedded: Embedding, words: int) -> Float[Tensor,
 
 def _tokenizer(model: TextToImage, encoder: str) -> Any:
     name = encoder.replace("text_encoder", "tokenizer")
-    found = getattr(model.pipe, name, None) or getattr(model.pipe, "tokenizer", None)
+    found = own_tokenizer(model.pipe, name, "tokenizer")
     if found is None:
         raise InputError(f"{model.name} has no {name}; words cannot be told from tokens")
     return found

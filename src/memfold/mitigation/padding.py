@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.adapters.tokenizers import own_tokenizer
 from memfold.types import InputError
 
 from .base import Mitigation, Weights
@@ -80,7 +81,7 @@ def padding(
 def _words(model: TextToImage, prompt: str) -> int:
     """Count the places before the padding, the end token included."""
     names = ("tokenizer", "tokenizer_2", "tokenizer_3")
-    found = [t for t in (getattr(model.pipe, n, None) for n in names) if t is not None]
+    found = [t for t in (own_tokenizer(model.pipe, n) for n in names) if t is not None]
     if not found or len({type(t) for t in found}) > 1 or found[0].padding_side != "right":
         raise InputError(
             f"{model.name}: memfold cannot tell which places are padding (it needs one kind of "

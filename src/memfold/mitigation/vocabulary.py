@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.adapters.tokenizers import own_tokenizer
 from memfold.types import InputError
 
 _BATCH = 32
@@ -20,7 +21,7 @@ class Vocabulary:
     """The whole words of a tokenizer, with their rows of the encoder's embedding table.
 
     Attributes:
-        tokenizer: the pipeline's first.
+        tokenizer: a copy of the pipeline's first.
         encoder: the text encoder that belongs to it.
         words: whole words of letters alone, sorted.
         rows: their embeddings, each of norm 1.
@@ -89,7 +90,7 @@ def vocabulary(model: TextToImage) -> Vocabulary:
     Raises:
         InputError: the pipeline has no tokenizer with a text encoder, or no whole words in it.
     """
-    tokenizer = getattr(model.pipe, "tokenizer", None)
+    tokenizer = own_tokenizer(model.pipe, "tokenizer")
     encoder = getattr(model.pipe, "text_encoder", None)
     if tokenizer is None or encoder is None or not hasattr(encoder, "get_input_embeddings"):
         raise InputError(f"{model.name} has no tokenizer and text encoder; words cannot be chosen")

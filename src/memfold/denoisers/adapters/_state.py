@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .scope import ORIGIN, is_pipeline, spies_of, stand_in
+from .tokenizers import own_tokenizer
 
 _OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")  # diffusers' own
 
@@ -18,10 +19,11 @@ _OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")  # diffusers'
 def borrowed(pipe: Any) -> Iterator[Any]:
     """Run a pipeline's code beside its user: on a copy with the same networks.
 
-    What a run writes down, in the pipeline (its guidance, its progress bar) and in the scheduler
-    (timesteps, the history of a solver), stays in the copy. A run of the user's may be under way,
-    here or in another thread. A scheduler whose `step` someone else has replaced is not copied,
-    since their function is bound to it; it is put back as it was.
+    What a run writes down, in the pipeline (its guidance, its progress bar), in the scheduler
+    (timesteps, the history of a solver) and in tokenizers (padding, truncation), stays in the copy.
+    A run of the user's may be under way, here or in another thread. A scheduler whose `step`
+    someone else has replaced is not copied, since their function is bound to it; it is put back as
+    it was.
 
     Args:
         pipe: the pipeline.
@@ -43,7 +45,7 @@ def borrowed(pipe: Any) -> Iterator[Any]:
 
 
 def _shadow(pipe: Any, schedulers: dict[int, Any]) -> Any:
-    """Copy a pipeline, the pipelines that it combines, and their schedulers, each once."""
+    """Copy a pipeline, those that it combines, their schedulers and tokenizers, each once."""
     shadow = object.__new__(type(pipe))
     own = vars(shadow)
     own.update(vars(pipe))
@@ -54,6 +56,8 @@ def _shadow(pipe: Any, schedulers: dict[int, Any]) -> Any:
     for name, part in vars(pipe).items():
         if is_pipeline(part):
             own[name] = _shadow(part, schedulers)
+        elif name.startswith("tokenizer") and callable(part):
+            own[name] = own_tokenizer(pipe, name)
     bar = dict(own.get("_progress_bar_config") or {})
     own["_progress_bar_config"] = bar | {"disable": True}
     own[ORIGIN] = pipe
