@@ -123,7 +123,7 @@ def explained(
     weighed = guided or score == "guided_score_norm"
     found = attribute(
         model, prompt, score=score, wrt=wrt, leave_one_out=leave_one_out, generation=generation,
-        guidance_scale=guidance_of(model, scoring.options()) if weighed else None,
+        guidance_scale=generation.guidance_scale if weighed else None,
         generator=prompt_generator(prompt, scoring.seed),
     )  # fmt: skip
     x = generation.x[:1]

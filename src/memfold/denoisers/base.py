@@ -35,6 +35,8 @@ class Denoiser(ABC):
         module: the network, where there is one.
         n_classes: how many classes it is conditioned on; None where it takes none.
         null_class: the label that stands for no class; None where there is none.
+        rule: what its pipeline makes of both halves of guidance (`guidance.Rule`); None for
+            D_0 + w (D_c - D_0).
     """
 
     shape: tuple[int, ...] | None = None
@@ -47,6 +49,7 @@ class Denoiser(ABC):
     module: torch.nn.Module | None = None
     n_classes: int | None = None
     null_class: int | None = None
+    rule: Any = None
 
     @abstractmethod
     def denoise(
@@ -142,6 +145,7 @@ class Wrapper(Denoiser):
         self.sigma_min, self.sigma_max = inner.sigma_min, inner.sigma_max
         self.device, self.dtype = inner.device, inner.dtype
         self.n_classes, self.null_class = inner.n_classes, inner.null_class
+        self.rule = inner.rule
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images with values in [0, 1] to points x of the model."""

@@ -34,7 +34,7 @@ class States:
         n = len(generation.views)
         self.w = guidance_scale
         if self.w is None and score in RUNNING:
-            self.w = generation.guidance_scale or 1.0
+            self.w = generation.guidance_scale
         self.steps = list(range(n // 2, n, 2)) if steps is None else [int(s) for s in steps]
         bad = [s for s in self.steps if not 0 <= s < n]
         if bad or not self.steps:
@@ -62,7 +62,7 @@ class States:
     def scores(self, cond: Any, part: slice = slice(None)) -> Iterator[Float[Tensor, " b"]]:
         """Yield the score at each state, one number for each seed of a part of them."""
         g, function = self.generation, SCORES[self.score]
-        network = g.model.model
+        network = g.network
         if self.score in RUNNING:
             own = {} if self.score == "cfg_norm" else {"guidance_scale": self.w}
             for step in self.steps:

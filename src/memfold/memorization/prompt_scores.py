@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memfold.denoisers.base import Denoiser
+from memfold.denoisers.guidance import guide
 from memfold.tensors import expand, per_sample
 from memfold.types import InputError
 
@@ -39,9 +40,9 @@ def guided_score_norm(
     *,
     guidance_scale: float = 7.5,
 ) -> Float[Tensor, " b"]:
-    """|s_w| = |D_w - x| / sigma^2 with D_w = D_0 + w (D_c - D_0) (Ross et al. 2025)."""
-    without = model(x, sigma, uncond)
-    guided = without + guidance_scale * (model(x, sigma, cond) - without)
+    """|s_w| = |D_w - x| / sigma^2, D_w by the model's own rule of guidance (Ross et al. 2025)."""
+    without, under = model(x, sigma, uncond), model(x, sigma, cond)
+    guided = guide(model, under, without, guidance_scale, x, sigma)
     return (guided - x).flatten(1).norm(dim=1) / sigma**2
 
 
@@ -73,8 +74,7 @@ def minus_flipd(
         denoised = model(y, sigma, cond)
         if guidance_scale is None:
             return denoised
-        without = model(y, sigma, uncond)
-        return without + guidance_scale * (denoised - without)
+        return guide(model, denoised, model(y, sigma, uncond), guidance_scale, y, sigma)
 
     wanted = torch.is_grad_enabled() and (x.requires_grad or _hangs(cond))
     with torch.enable_grad(), math_attention(wanted):
@@ -125,8 +125,7 @@ def minus_denoising_loss(
         raise InputError("the denoising loss needs the noise that made x; pass noise=")
     denoised = model(x, sigma, cond)
     if guidance_scale is not None:
-        without = model(x, sigma, uncond)
-        denoised = without + guidance_scale * (denoised - without)
+        denoised = guide(model, denoised, model(x, sigma, uncond), guidance_scale, x, sigma)
     return -per_sample((noise - (x - denoised) / expand(sigma, x)) ** 2)
 
 

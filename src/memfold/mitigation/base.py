@@ -11,7 +11,8 @@ from torch import Tensor
 
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.sampling.arguments import guidance_of
+from memfold.denoisers.guidance import CFG
+from memfold.sampling.arguments import guidance_of, rule_of
 from memfold.sampling.steering import Change, conditioned, steered
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.sampling.view import StepView
@@ -87,13 +88,15 @@ class Mitigation:
 
 def guidance(model: TextToImage, options: Mapping[str, Any]) -> float:
     """Return the guidance of a run: what was asked for, or what the pipeline takes by itself."""
-    found = guidance_of(model, options)
+    found = options.get("guidance_scale")  # as `generate_watched` takes it, whatever it is called
+    found = guidance_of(model, options) if found is None else float(found)
     return 1.0 if found is None else found
 
 
 def guided(model: TextToImage, view: StepView, options: Mapping[str, Any]) -> Tensor:
-    """Return D_0 + w (D_c - D_0) of a step, or D_c where the run has no guidance."""
+    """Return D_w of a step by the pipeline's own rule, or D_c where the run has no guidance."""
     if view.unconditional is None:
         return view.conditional
-    pull = view.conditional - view.unconditional
-    return view.unconditional + guidance(model, options) * pull
+    rule = rule_of(model, options) or CFG
+    w = guidance(model, options)
+    return rule.denoised(view.conditional, view.unconditional, w, view.x, view.sigma)

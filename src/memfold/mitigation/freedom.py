@@ -12,6 +12,7 @@ from torch import Tensor
 
 from memfold.denoisers.adapters._calls import Condition
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.guidance import guide
 from memfold.memorization.band import Band
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.sampling.view import StepView
@@ -86,7 +87,8 @@ def relative(
     """
     without = conditional if view.unconditional is None else view.unconditional
     pull = conditional - without
-    guided = without + (drawn.guidance_scale or 1.0) * pull - view.x
+    w = 1.0 if drawn.guidance_scale is None else drawn.guidance_scale
+    guided = guide(drawn.network, conditional, without, w, view.x, view.sigma) - view.x
     values = {
         "cfg_norm": pull.flatten(1).norm(dim=1) / view.sigma,
         "guided_score_norm": guided.flatten(1).norm(dim=1) / view.sigma**2,

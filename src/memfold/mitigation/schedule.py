@@ -11,7 +11,7 @@ from torch import Tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.sampling.view import StepView
 
-from .base import Mitigation, Weights, guidance
+from .base import Mitigation, Weights, guided
 
 
 def late_guidance(
@@ -67,7 +67,7 @@ def late_guidance(
                 return None
             pull = view.conditional - view.unconditional
             held = view.unconditional + before * pull
-            full = view.unconditional + guidance(model, options) * pull
+            full = guided(model, view, options)
             mask = passed.reshape(-1, *[1] * (held.ndim - 1))
             return torch.where(mask, full, held)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.guidance import Rule
 
 
 def argument_of(model: TextToImage, name: str, given: Mapping[str, Any]) -> Any:
@@ -21,13 +21,7 @@ def argument_of(model: TextToImage, name: str, given: Mapping[str, Any]) -> Any:
         What was given, else what the TextToImage holds, else the pipeline's default; None where it
         takes no such argument.
     """
-    for values in (given, model.options):
-        if name in values:
-            return values[name]
-    parameter = inspect.signature(type(model.pipe).__call__).parameters.get(name)
-    if parameter is None or parameter.default is inspect.Parameter.empty:
-        return None
-    return parameter.default
+    return model.argument(name, given)
 
 
 def guidance_name(model: TextToImage) -> str | None:
@@ -35,6 +29,11 @@ def guidance_name(model: TextToImage) -> str | None:
     if not model.has_unconditional:
         return None
     return next((name for name in model.layout.guided if name.endswith("_scale")), None)
+
+
+def rule_of(model: TextToImage, given: Mapping[str, Any]) -> Rule | None:
+    """Return what a call of the pipeline makes of both halves of guidance; None without two."""
+    return model.rule(**given)
 
 
 def guidance_of(model: TextToImage, given: Mapping[str, Any]) -> float | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from memfold.denoisers.adapters._calls import Condition, first_tensor
+from memfold.denoisers.adapters._calls import Condition, first_tensor, repeated
 from memfold.denoisers.adapters.scope import Scope
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand
@@ -147,14 +147,13 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
             raise InputError("the condition was recorded from another kind of call; record it anew")
         n = len(z) // 2 if both else len(z)
         leaves = []
-        for have, want, own in zip(old, new, cond.batched, strict=True):
-            if want is None or not own:
+        for have, want, axis in zip(old, new, cond.axes, strict=True):
+            if want is None or axis is None:
                 leaves.append(have)
                 continue
-            row = want.detach().to(have).expand(n, *want.shape[1:])
-            parts = list(have.chunk(2)) if both else [have]
-            parts[half if both else 0] = row
-            leaves.append(torch.cat(parts))
+            parts = list(have.chunk(2, dim=axis)) if both else [have]
+            parts[half if both else 0] = repeated(want.detach().to(have), n, axis)
+            leaves.append(torch.cat(parts, dim=axis))
         return tree_unflatten(leaves, tree)
 
     with Scope(model.pipe).opened() as scope, scope.hooked(model.network, before=before):

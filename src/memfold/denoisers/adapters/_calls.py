@@ -158,21 +158,18 @@ class Condition:
         prompt: the words, for reports.
         args: positional arguments; None stands at the places of latent and time.
         kwargs: keyword arguments; None stands for latent and time.
-        batched: for each leaf of (args, kwargs), whether its first axis is the batch.
+        axes: for each leaf of (args, kwargs), which axis is the batch; None for none.
     """
 
     prompt: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    batched: tuple[bool, ...]
+    axes: tuple[int | None, ...]
 
     def expanded(self, n: int) -> tuple[list[Any], dict[str, Any]]:
         """Return arguments for a batch of n."""
         leaves, tree = tree_flatten((self.args, self.kwargs))
-        full = [
-            leaf.expand(n, *leaf.shape[1:]).contiguous() if own else leaf
-            for leaf, own in zip(leaves, self.batched, strict=True)
-        ]
+        full = [repeated(leaf, n, axis) for leaf, axis in zip(leaves, self.axes, strict=True)]
         args, kwargs = tree_unflatten(full, tree)
         return list(args), dict(kwargs)
 
@@ -193,36 +190,63 @@ def strip(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
-def batched_leaves(one: Call, two: Call) -> tuple[bool, ...]:
-    """Find the leaves whose first axis grew with the number of images, from 1 to 2."""
+def repeated(leaf: Any, n: int, axis: int | None) -> Any:
+    """Repeat a leaf of one image for n; a leaf without a batch stays as it is."""
+    if axis is None:
+        return leaf
+    size = [n if i == axis else k for i, k in enumerate(leaf.shape)]
+    return leaf.expand(size).contiguous()
+
+
+def batch_axes(one: Call, two: Call) -> tuple[int | None, ...]:
+    """Find the axis of each leaf that grew with the number of images, from 1 to 2.
+
+    Raises:
+        InputError: a leaf changed in another way.
+    """
     a, b = (tree_flatten(strip(call))[0] for call in (one, two))
     if len(a) != len(b):
         raise InputError(
             "the pipeline calls its network with other arguments for two images than for one; "
             "memfold cannot repeat that"
         )
-    return tuple(
-        isinstance(x, Tensor) and x.ndim > 0 and y.ndim == x.ndim and len(y) == 2 * len(x)
-        for x, y in zip(a, b, strict=True)
+    return tuple(_batch_axis(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _batch_axis(x: Any, y: Any) -> int | None:
+    if not isinstance(x, Tensor) or (isinstance(y, Tensor) and x.shape == y.shape):
+        return None
+    if isinstance(y, Tensor) and x.ndim == y.ndim:
+        grown = [i for i, (m, n) in enumerate(zip(x.shape, y.shape, strict=True)) if m != n]
+        if len(grown) == 1 and y.shape[grown[0]] == 2 * x.shape[grown[0]]:
+            return grown[0]
+    other = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    raise InputError(
+        f"the pipeline gives its network an argument of shape {tuple(x.shape)} for one image and "
+        f"{other} for two; memfold expects one axis that doubles"
     )
 
 
-def part(call: Call, batched: tuple[bool, ...], index: int, of: int, prompt: str) -> Condition:
+def part(call: Call, axes: tuple[int | None, ...], index: int, of: int, prompt: str) -> Condition:
     """Take one of the equal parts of a call's batch (a half of guidance) as a condition."""
     leaves, tree = tree_flatten(strip(call))
     own = [
-        leaf.chunk(of)[index][:1] if is_batched else leaf
-        for leaf, is_batched in zip(leaves, batched, strict=True)
+        leaf if axis is None else leaf.chunk(of, dim=axis)[index].narrow(axis, 0, 1)
+        for leaf, axis in zip(leaves, axes, strict=True)
     ]
     args, kwargs = tree_unflatten(own, tree)
-    return Condition(prompt, args, kwargs, batched)
+    return Condition(prompt, args, kwargs, axes)
 
 
 def same(one: Condition, other: Condition) -> float:
     """Return the largest difference between two conditions; infinity if their shapes differ."""
     a, b = (tree_flatten((c.args, c.kwargs))[0] for c in (one, other))
+    if len(a) != len(b):
+        return float("inf")
     worst = 0.0
     for x, y in zip(a, b, strict=True):
+        if isinstance(x, Tensor) != isinstance(y, Tensor):
+            return float("inf")
         if isinstance(x, Tensor):
             if not isinstance(y, Tensor) or x.shape != y.shape:
                 return float("inf")

@@ -80,7 +80,7 @@ def embedded(
             stack.enter_context(torch.enable_grad())
         arguments = layout.plain | options
         call = runs.record(prompt, 1, 1, arguments, gradients=gradients).calls[0]
-    cond = part(call, layout.batched, 0, 1, prompt)
+    cond = part(call, layout.axes, 0, 1, prompt)
     if not leaves:
         raise InputError(
             f"{runs.name}: no text encoder's embedding table was asked (looked for text_encoder* "

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
+from memfold.denoisers.guidance import Rule
 from memfold.denoisers.parameterizations import FlowDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
-from ._calls import Condition, Record, batched_leaves, first_tensor, part, same
+from ._calls import Condition, Record, batch_axes, first_tensor, part, strip
+from ._halves import GUIDED, read_halves, rule_of
 from ._runs import NETWORKS, Runs
 
 PROBE = "a photo of a dog"  # any words: only the structure of the calls is read
-_GUIDED = 5.0
 _ROUNDING = 0.03  # times that are rounded to whole rows of the table
 
 
@@ -25,7 +27,7 @@ class Layout:
     """How a pipeline calls its network.
 
     Attributes:
-        batched: for each leaf of the arguments, whether its first axis is the batch.
+        axes: for each leaf of the arguments, which axis is the batch; None for none.
         conditional: index of the conditional half (or call); None if no guidance was seen.
         calls: 1 if both halves come in one batch, 2 if in two calls.
         scale: the network's time is `scale * t + shift`, with the scheduler's own t.
@@ -34,10 +36,12 @@ class Layout:
             pipeline shifts by the size of the image without telling the network).
         output: "as it is", "first half" (of doubled channels) or "negative".
         guided: pipeline arguments that switch guidance on.
-        plain: pipeline arguments that switch it off.
+        plain: pipeline arguments that switch it off; none where no guidance was seen, so that what
+            is distilled into the network stays what the pipeline passes.
+        rule: what the pipeline makes of both halves; None where there is one alone.
     """
 
-    batched: tuple[bool, ...]
+    axes: tuple[int | None, ...]
     conditional: int | None
     calls: int
     scale: float
@@ -46,6 +50,7 @@ class Layout:
     output: str
     guided: dict[str, Any]
     plain: dict[str, Any]
+    rule: Rule | None = None
 
     def prediction(self, output: Any) -> Tensor:
         """Bring a network's output to what the pipeline hands its scheduler."""
@@ -70,6 +75,7 @@ class Look:
         places: where the latent and the time stand among the network's arguments.
         dtype: of the latent that the network is given.
         time_dtype: of the time.
+        known: latent, time, condition and answer of each part of its first step, to compare with.
     """
 
     layout: Layout
@@ -77,10 +83,11 @@ class Look:
     places: tuple[int | str, int | str]
     dtype: torch.dtype
     time_dtype: torch.dtype
+    known: tuple[tuple[Tensor, Tensor, Condition, Tensor], ...] = ()
 
 
 def look(runs: Runs, kind: type, table: Schedule) -> Look:
-    """Run a pipeline three times and read how it calls its network: three passes in all.
+    """Run a pipeline three times and read how it calls its network: four passes in all.
 
     Args:
         runs: the pipeline.
@@ -93,9 +100,50 @@ def look(runs: Runs, kind: type, table: Schedule) -> Look:
     Raises:
         InputError: it calls its network in a way that memfold does not know.
     """
-    guided, plain = _switches(runs)
+    guided = _guided(runs)
+    both = _first_run(runs, guided)
+    plain = _plain(runs, both, guided)
+    whole = runs.record(PROBE, 1, 3, plain)
+    one = whole.calls[0]
+    two = runs.record(PROBE, 2, 1, plain).calls[0]
+    if len(two.latent) != 2 * len(one.latent) or len(one.latent) != 1:
+        raise InputError(
+            f"{runs.name} calls its network with a batch of {len(one.latent)} for one image "
+            f"and {len(two.latent)} for two, without guidance; memfold expects 1 and 2"
+        )
+    axes = batch_axes(one, two)
+    _check_shape(runs, whole)
+    _check_constant(runs, whole)
+    output = _output(whole)
+
+    def read(raw: Any) -> Tensor:
+        return _OUTPUTS[output](first_tensor(raw))
+
+    conditional, calls, rule = None, 1, None
+    halves = read_halves(runs, both, axes) if guided else None
+    if halves is not None:
+        conditional, calls = halves.conditional(runs, one, PROBE, read), halves.calls
+        parts = halves.predictions(read)
+        c, u = parts[conditional], parts[1 - conditional]
+        rule = rule_of(runs, c, u, both.steps[0].prediction, guided)
+        conds = halves.conditions(PROBE)
+    else:
+        parts, conds = [read(one.output)], [part(one, axes, 0, 1, PROBE)]
+    z, t = one.latent, one.time.flatten()[:1]
+    if halves is not None:
+        z, t = halves.first[0].latent[:1], halves.first[0].time.flatten()[:1]
+    scale, shift = _affine(whole)
+    louder = _louder(runs, whole, kind, table)
+    layout = Layout(axes, conditional, calls, scale, shift, louder, output, guided, plain, rule)
+    shape = tuple(whole.steps[0].sample.shape[1:])
+    known = tuple((z, t, cond, answer) for cond, answer in zip(conds, parts, strict=True))
+    return Look(layout, shape, one.where, one.latent.dtype, _float(one.time.dtype), known)
+
+
+def _first_run(runs: Runs, guided: dict[str, Any]) -> Record:
+    """Run with guidance up to the third call: whatever does not run at all fails here."""
     try:
-        whole = runs.record(PROBE, 1, 3, plain)
+        record = runs.record(PROBE, 1, 3, guided)
     except InputError as error:
         if "image" not in runs.accepts:
             raise
@@ -104,26 +152,69 @@ def look(runs: Runs, kind: type, table: Schedule) -> Look:
             f"prompt alone: {str(error)[:100]}); pass the text-to-image pipeline of the same "
             "weights, as by diffusers.AutoPipelineForText2Image.from_pipe(pipe)"
         ) from error
-    if not whole.calls or not whole.steps:
+    if not record.calls or not (record.steps or len(record.calls) == 3):
         raise InputError(
             f"{runs.name} did not call its {'/'.join(NETWORKS)} and scheduler.step; memfold "
             "cannot watch it"
         )
-    one = whole.calls[0]
-    two = runs.record(PROBE, 2, 1, plain).calls[0]
-    batched = batched_leaves(one, two)
-    if len(two.latent) != 2 * len(one.latent) or len(one.latent) != 1:
+    return record
+
+
+def _guided(runs: Runs) -> dict[str, Any]:
+    """Return the arguments that switch classifier-free guidance on, if any do."""
+    if "true_cfg_scale" in runs.accepts:
+        return {"true_cfg_scale": GUIDED, "negative_prompt": " "}
+    return {"guidance_scale": GUIDED} if "guidance_scale" in runs.accepts else {}
+
+
+def _plain(runs: Runs, both: Record, guided: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that switch it off: none where it was not seen, nor for no reason.
+
+    Most pipelines guide above a scale of 1, some (Z-Image) above 0.
+    """
+    name = next(iter(guided), None)
+    if name is None or (both.seen and both.seen[0] == 1 and len(both.calls[0].latent) == 1):
+        return {"true_cfg_scale": 1.0} if name == "true_cfg_scale" else {}
+    for scale in (1.0, 0.0):
+        record = runs.record(PROBE, 1, 1, {name: scale})
+        if len(record.calls[0].latent) == 1:
+            return {name: scale}
+    return {name: 1.0}
+
+
+def _check_shape(runs: Runs, record: Record) -> None:
+    """Refuse a network that is given more than the latent that the scheduler steps.
+
+    Raises:
+        InputError: it is.
+    """
+    given, stepped = record.calls[0].latent, record.steps[0].sample
+    if given.shape[1:] != stepped.shape[1:]:
         raise InputError(
-            f"{runs.name} calls its network with a batch of {len(one.latent)} for one image "
-            f"and {len(two.latent)} for two, without guidance; memfold expects 1 and 2"
+            f"{runs.name} widens its latents of shape {tuple(stepped.shape[1:])} to "
+            f"{tuple(given.shape[1:])} for its network, by an image or a mask (inpainting, "
+            "filling, control, super-resolution): memfold knows networks that take the latent "
+            "alone; pass the text-to-image pipeline of the same kind"
         )
-    scale, shift = _affine(whole)
-    louder = _louder(runs, whole, kind, table)
-    conditional, calls = _find_halves(runs, batched, guided, part(one, batched, 0, 1, PROBE))
-    output = _output(whole)
-    layout = Layout(batched, conditional, calls, scale, shift, louder, output, guided, plain)
-    shape = tuple(whole.steps[0].sample.shape[1:])
-    return Look(layout, shape, one.where, one.latent.dtype, _float(one.time.dtype))
+
+
+def _check_constant(runs: Runs, record: Record) -> None:
+    """Refuse arguments that change from step to step: they would be replayed where they are wrong.
+
+    Residuals of a ControlNet, for one, belong to the latent that they were made at.
+
+    Raises:
+        InputError: there is such an argument.
+    """
+    first, second = (tree_flatten_with_path(strip(c))[0] for c in record.calls[:2])
+    if len(record.calls) > 1 and len(first) == len(second):
+        for (path, a), (_, b) in zip(first, second, strict=True):
+            if isinstance(a, Tensor) and not (a.shape == b.shape and torch.equal(a, b)):
+                raise InputError(
+                    f"{runs.name} gives its network another {keystr(path[1:])} at each step, made "
+                    "of the latent or the time (as a ControlNet's residuals are), which memfold "
+                    "cannot replay at other points; pass the pipeline without that part"
+                )
 
 
 def _louder(runs: Runs, record: Record, kind: type, table: Schedule) -> float:
@@ -149,42 +240,6 @@ def _louder(runs: Runs, record: Record, kind: type, table: Schedule) -> float:
             "tell which noise the network was trained with: take another scheduler"
         )
     return ratios[-1]
-
-
-def _switches(runs: Runs) -> tuple[dict[str, Any], dict[str, Any]]:
-    if "true_cfg_scale" in runs.accepts:
-        return {"true_cfg_scale": _GUIDED, "negative_prompt": " "}, {"true_cfg_scale": 1.0}
-    if "guidance_scale" in runs.accepts:
-        return {"guidance_scale": _GUIDED}, {"guidance_scale": 1.0}
-    return {}, {}
-
-
-def _find_halves(
-    runs: Runs, batched: tuple[bool, ...], guided: dict[str, Any], cond: Condition
-) -> tuple[int | None, int]:
-    """Find out which half, or call, of guidance belongs to the prompt."""
-    if not guided:
-        return None, 1
-    record = runs.record(PROBE, 1, 2, guided)
-    first = record.calls[0]
-    if len(first.latent) == 2:
-        halves = [part(first, batched, i, 2, PROBE) for i in range(2)]
-        calls = 1
-    elif (
-        len(first.latent) == 1
-        and len(record.calls) > 1
-        and not record.steps  # two calls before the first step
-    ):
-        halves = [part(call, batched, 0, 1, PROBE) for call in record.calls[:2]]
-        calls = 2
-    elif len(first.latent) == 1:
-        return None, 1
-    else:
-        raise InputError(
-            f"{runs.name} calls its network with {len(first.latent)} parts for one image; "
-            "memfold knows 1 (no guidance) and 2 (classifier-free guidance)"
-        )
-    return int(same(halves[1], cond) < same(halves[0], cond)), calls
 
 
 def _affine(record: Record) -> tuple[float, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,19 @@ class Runs:
         self.pipe, self.options, self.name = pipe, options, type(pipe).__name__
         self.network = find_network(pipe)
         self.accepts = set(inspect.signature(type(pipe).__call__).parameters)
+
+    def argument(self, name: str, given: Mapping[str, Any]) -> Any:
+        """Return the value that a call takes for an argument: given, held here, or the default.
+
+        None where the pipeline takes no such argument, or has no default for it.
+        """
+        for values in (given, self.options):
+            if name in values:
+                return values[name]
+        parameter = inspect.signature(type(self.pipe).__call__).parameters.get(name)
+        if parameter is None or parameter.default is inspect.Parameter.empty:
+            return None
+        return parameter.default
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.base import Conditioned, Denoiser
-from memfold.denoisers.guidance import Guided
+from memfold.denoisers.guidance import Guided, Rule, bound, with_rule
 from memfold.denoisers.parameterizations import NetworkDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
 from ._calls import Call, Condition, Record, part
 from ._embedded import Embedded, Leaf, embedded
+from ._halves import Halves, read_halves, rule_of
 from ._latents import LatentImages, Packing
-from ._look import PROBE, Layout, look
+from ._look import PROBE, Layout, Look, look
 from ._pipeline import read_pipeline
 from ._runs import Runs, find_network
 from ._state import adapters, adapters_off, frozen
@@ -26,13 +29,17 @@ from .schedulers import read_schedule
 from .scope import own_calls
 
 _OTHERS = {"num_frames", "video_length", "num_videos_per_prompt", "audio_length_in_s"}
+_GUIDING = re.compile("guidance|cfg|pag_")  # in names of arguments that may change the rule
+_SCALES = ("guidance_scale", "true_cfg_scale")  # but w itself
+_SAME = 4.0  # the square roots of a rounding that a repeated answer may be off by
 
 
 class TextToImage(Runs):
     """A diffusers text-to-image pipeline, whose prompts become Denoisers.
 
-    The pipeline is run three times, with hooks, to see how it calls its network, and stopped after
-    three network passes in all; nothing of it is changed. Points x are its latents (packed as the
+    The pipeline is run a few times, with hooks, to see how it calls its network, and stopped after
+    four network passes in all; two more repeat its first guided step, and what the pipeline made
+    of it must come out. Nothing of it is changed. Points x are its latents (packed as the
     pipeline packs them), in VE coordinates.
 
     Args:
@@ -78,6 +85,8 @@ class TextToImage(Runs):
         self._clock = Schedule(table.sigmas * self.layout.louder, table.times)
         self.schedule = self._clock.retimed(self.layout.scale, self.layout.shift)
         self.model = self._model(found.shape)
+        self._rules: dict[str, Rule | None] = {}
+        self._repeat(found)
         self.base = self._read_base(base)
         self._conditions: dict[tuple, tuple[Condition, Condition | None]] = {}
 
@@ -146,15 +155,17 @@ class TextToImage(Runs):
 
         Args:
             prompt: the words; None for the model without a prompt.
-            guidance_scale: classifier-free guidance D_0 + w (D_c - D_0), both halves with their
-                own Jacobian; None for the prompt alone.
+            guidance_scale: w of classifier-free guidance by the pipeline's own rule (mostly
+                D_0 + w (D_c - D_0)), both halves with their own Jacobian; None for the prompt
+                alone.
             options: further arguments of the pipeline.
 
         Returns:
             A Denoiser of latents that needs no condition.
 
         Raises:
-            InputError: the pipeline has no unconditional half, or does not take an option.
+            InputError: the pipeline has no unconditional half, guides by a rule that could not be
+                read, or does not take an option.
         """
         if prompt is None:
             if guidance_scale is not None:
@@ -163,9 +174,37 @@ class TextToImage(Runs):
         cond, uncond = self.conditions(prompt, **options)
         if guidance_scale is None:
             return Conditioned(self.model, cond)
-        if uncond is None:
+        rule = self.rule(**options)
+        if uncond is None or rule is None:
             raise InputError(self._no_half())
-        return Conditioned(Guided(self.model, guidance_scale, uncond=uncond), cond)
+        rule.check()
+        inner = with_rule(self.model, rule)
+        return Conditioned(Guided(inner, guidance_scale, uncond=uncond), cond)
+
+    def rule(self, **options: Any) -> Rule | None:
+        """Return what the pipeline makes of both halves of guidance; None where it has none.
+
+        Args:
+            options: arguments of the pipeline; where they may change the rule (guidance_rescale,
+                cfg_normalization, ...), it is read off a guided run with them.
+
+        Raises:
+            InputError: the pipeline does not guide with them.
+        """
+        changed = {k: v for k, v in options.items() if _GUIDING.search(k) and k not in _SCALES}
+        if self.layout.rule is None or not changed:
+            return self.model.rule
+        key = repr(sorted(changed.items()))
+        if key not in self._rules:
+            given = changed | self.layout.guided
+            record = self.record(PROBE, 1, 3, given)
+            halves = read_halves(self, record, self.layout.axes)
+            if halves is None or halves.calls != self.layout.calls:
+                raise InputError(f"{self.name} does not guide with {', '.join(changed)}; leave out")
+            parts, i = halves.predictions(self.layout.prediction), self.layout.conditional or 0
+            found = rule_of(self, parts[i], parts[1 - i], record.steps[0].prediction, given)
+            self._rules[key] = bound(found, self.predictor)
+        return self._rules[key]
 
     @property
     def has_unconditional(self) -> bool:
@@ -239,21 +278,40 @@ class TextToImage(Runs):
                 "knows; pass a text-to-image pipeline"
             )
 
+    @torch.no_grad()
+    def _repeat(self, found: Look) -> None:
+        """Repeat the first step that was seen: the network must answer the same.
+
+        Raises:
+            InputError: it does not.
+        """
+        for z, time, cond, answer in found.known:
+            again = self.call_network(z, time.to(self.device), cond).float()
+            answer = answer.float()
+            room = _SAME * torch.finfo(self._dtype).eps ** 0.5 * float(answer.abs().max())
+            off = float((again - answer).abs().max()) if again.shape == answer.shape else inf
+            if not off <= room:
+                raise InputError(
+                    f"{self.name}'s network, asked again at the latent, time and condition of the "
+                    f"pipeline's own first step, answers something else (by {off:.3g}, at most "
+                    f"{room:.3g} is rounding): memfold does not see all that it depends on"
+                )
+
     def _halves(self, prompt: str, options: dict[str, Any]) -> tuple[Condition, Condition | None]:
         layout = self.layout
         if layout.conditional is None:
             record = self.record(prompt, 1, 1, layout.plain | options)
-            return part(record.calls[0], layout.batched, 0, 1, prompt), None
+            return part(record.calls[0], layout.axes, 0, 1, prompt), None
         record = self.record(prompt, 1, layout.calls, layout.guided | options)
-        if layout.calls == 2:
-            halves = [part(call, layout.batched, 0, 1, prompt) for call in record.calls[:2]]
-        else:
-            halves = [part(record.calls[0], layout.batched, i, 2, prompt) for i in range(2)]
+        calls = tuple(record.calls[: layout.calls])
+        halves = Halves(layout.calls, layout.axes, calls).conditions(prompt)
         return halves[layout.conditional], halves[1 - layout.conditional]
 
     def _model(self, shape: tuple[int, ...]) -> Denoiser:
         inner: NetworkDenoiser = self._kind(self.call_network, self.schedule, shape=shape)
         inner.device, inner.dtype, inner.module = self.device, self._dtype, self.network
+        if self.layout.rule is not None:
+            inner.rule = bound(self.layout.rule, self.predictor)
         vae = getattr(self.pipe, "vae", None)
         if vae is None:
             inner.space = "pixels"
@@ -298,7 +356,7 @@ class _WithoutAdapter(TextToImage):
             )
         self.__dict__.update(inner.__dict__)
         self.base = None
-        self._conditions = {}
+        self._conditions, self._rules = {}, {}
         self.model = self._model(inner.shape)
 
     def call_network(self, z: Tensor, times: Tensor, cond: Condition) -> Tensor:

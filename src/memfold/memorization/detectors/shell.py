@@ -2,8 +2,9 @@
 
 FLIPD, the denoising loss, the degrees of freedom taken and the curvature map all ask for the same
 few things: D and products with its Jacobian at x + sigma n. With the same noises for all of them a
-generation answers each once. A guided model is a combination of the two halves, and so are its
-residuals and products: D_w = D_0 + w (D_c - D_0).
+generation answers each once. Under the usual guidance a guided model is a combination of the two
+halves, and so are its residuals and products: D_w = D_0 + w (D_c - D_0). Under a rule that is no
+such combination (it renormalises) the guided model is asked itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from memfold.denoisers.base import Conditioned
+from memfold.denoisers.base import Conditioned, Denoiser
+from memfold.denoisers.guidance import CFG, Guided
 from memfold.lid.noised import (
     MEMORY_BUDGET,
     check_points,
@@ -98,16 +100,23 @@ class Shell:
         w, under = self.generation.guidance_scale, read("with")
         if w is None or self.generation.uncond is None:
             return under
+        rule = self.generation.network.rule or CFG
+        if rule.extra is None:  # no line of both halves
+            return read("guided")
         without = read("without")
-        return without + w * (under - without)
+        return without + (w + rule.extra) * (under - without)
 
     def _mean(self, each: Float[Tensor, "b n"]) -> Float[Tensor, " b"]:
         return mean_over_noises(each.flatten(), len(each), self.sigma, "shell").lid
 
     def _model(self, half: Half) -> Conditioned:
         generation = self.generation
-        cond = generation.cond if half == "with" else generation.uncond
-        model = Conditioned(generation.model.model, cond)
+        network: Denoiser = generation.network
+        cond = generation.uncond if half == "without" else generation.cond
+        if half == "guided":
+            w = generation.guidance_scale
+            network = network if w is None else Guided(network, w, uncond=generation.uncond)
+        model = Conditioned(network, cond)
         check_points(model, self.x, self.sigma)
         return model
 
