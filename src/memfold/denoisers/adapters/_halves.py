@@ -88,8 +88,8 @@ def read_halves(runs: Runs, record: Record, axes: tuple[int | None, ...]) -> Hal
     """
     if not record.steps:
         raise InputError(
-            f"{runs.name} did not call scheduler.step after two calls of its network; memfold knows "
-            "one call a step, and two (classifier-free guidance)"
+            f"{runs.name} did not call scheduler.step after two calls of its network; memfold "
+            "knows one call a step, and two (classifier-free guidance)"
         )
     first, calls = record.calls[0], record.seen[0]
     rows = len(first.latent)

@@ -86,6 +86,7 @@ class Look:
     known: tuple[tuple[Tensor, Tensor, Condition, Tensor], ...] = ()
 
 
+@torch.no_grad()
 def look(runs: Runs, kind: type, table: Schedule) -> Look:
     """Run a pipeline three times and read how it calls its network: four passes in all.
 

@@ -181,6 +181,7 @@ class TextToImage(Runs):
         inner = with_rule(self.model, rule)
         return Conditioned(Guided(inner, guidance_scale, uncond=uncond), cond)
 
+    @torch.no_grad()
     def rule(self, **options: Any) -> Rule | None:
         """Return what the pipeline makes of both halves of guidance; None where it has none.
 
