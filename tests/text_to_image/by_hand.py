@@ -7,9 +7,11 @@ import torch
 from tests.text_to_image import tiny
 
 PROMPT = "a photo of anna by the old house"
-FLOWS = {"sd3", "flux", "sana", "sana DPM", "lumina2", "cogview4", "chroma", "aura"}
+FLOWS = {"sd3", "flux", "sana", "sana DPM", "lumina2", "cogview4", "chroma", "aura"} | {
+    "flux2", "klein", "kontext", "qwen-image", "wan", "lumina-next", "hidream",
+}  # fmt: skip
 TWO_CALLS = {"flux", "lumina2", "cogview4", "chroma"}
-ALL = (*tiny.FAMILIES, *tiny.MORE)
+ALL = tiny.ALL
 BY_HAND = tuple(family for family in ALL if family != "hunyuan")
 
 

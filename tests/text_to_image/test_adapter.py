@@ -352,6 +352,7 @@ class Odd(diffusers.StableDiffusionPipeline):
             if guided and self.parts == 2:
                 c, u = out.chunk(2)
                 out = self.mix(c, u, guidance_scale)
+            out = out[:rows]
             if self.steps:
                 z = self.scheduler.step(self.change(out), t, z).prev_sample
         return [z]

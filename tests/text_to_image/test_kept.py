@@ -164,4 +164,4 @@ def test_a_step_that_someone_else_has_replaced_stays_theirs():
     with Monitor(model):
         model.generate(PROMPT, [0], num_inference_steps=2)
     assert pipe.scheduler.step is theirs
-    assert len(calls) == 3 + 2  # three while the pipeline is looked at
+    assert len(calls) == 4 + 2  # four while the pipeline is looked at

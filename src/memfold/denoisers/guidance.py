@@ -157,14 +157,17 @@ def read_rule(c: Tensor, u: Tensor, made: Tensor, w: float, known: Sequence[Rule
     largest = max(float(t.float().abs().max()) for t in (made, c, u))
     coarse = max((c.dtype, made.dtype), key=lambda d: torch.finfo(d).eps)
     room = _ROUNDINGS * torch.finfo(coarse).eps * max(largest, w * pull)
-    wide = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in (c, u, made)]
+    exact = made.to(torch.promote_types(made.dtype, torch.float32))
+    wide = [t.to(exact.dtype) for t in (c, u)]
     found: list[tuple[float, Rule, Tensor]] = []
     for rule in known:
         mixed = rule.mix(wide[0], wide[1], w)
+        rounded = rule.mix(c, u, w).to(exact)  # as a pipeline in half precision computes it
+        off = min(float((m - exact).abs().max()) for m in (mixed, rounded))
         if not any(torch.equal(mixed, other) for _, _, other in found):  # the same rule here
-            found.append((float((mixed - wide[2]).abs().max()), rule, mixed))
+            found.append((off, rule, mixed))
     best, *others = sorted(found, key=lambda entry: entry[0])
-    floor = max(_APART * best[0], room / _ROUNDINGS)
+    floor = max(_APART * best[0], room / _ROUNDINGS) if best[0] else 0.0  # 0: the very numbers
     if best[0] > room or any(other[0] <= floor for other in others):
         return None
     return best[1]

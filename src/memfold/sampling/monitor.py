@@ -71,7 +71,7 @@ class Monitor:
         self.on_step, self.keep = on_step, keep
         self._attention = AttentionWatch(self.model) if attention else None
         self._stack: ExitStack | None = None
-        self._known: dict[float, tuple[float, Algebra]] = {}
+        self._known: dict[tuple[float, float], tuple[float, Algebra]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -142,10 +142,11 @@ class Monitor:
 
     def _at(self, time: float) -> tuple[float, Algebra]:
         """Return what a time of the scheduler means; it is worked out once."""
-        if time not in self._known:
+        key = time, self.model.run_louder()
+        if key not in self._known:
             sigma = self.model.sigma_at(time)
-            self._known[time] = sigma, Algebra.of(self.model, sigma)
-        return self._known[time]
+            self._known[key] = sigma, Algebra.of(self.model, sigma)
+        return self._known[key]
 
     def _see(self, run: Any, guided: Tensor, timestep: Any, sample: Tensor) -> StepView:
         sigma, algebra = self._at(float(timestep))

@@ -188,7 +188,7 @@ def view_of(
             f"{n} images in one step; memfold knows one call of {n} or {2 * n}, or two of {n}"
         )
     if sigma is None:
-        sigma = float(model.schedule.sigma(t.detach().flatten()[:1].cpu().double()))
+        sigma = model.sigma_seen(t)
     both = len(halves) == 2
     return StepView(
         index=index,

@@ -29,11 +29,18 @@ class Packing:
     @staticmethod
     def of(pipe: Any, shape: tuple[int, ...], options: dict[str, Any]) -> Packing | None:
         """Read the packing off a pipeline's latent shape; None if it packs nothing."""
-        if len(shape) == 3:
+        name, channels = type(pipe).__name__, _channels(autoencoder(pipe))
+        if len(shape) in (3, 4):
+            if channels not in (None, shape[0]):
+                raise InputError(
+                    f"{name} has latents of shape {shape}, whose first axis is not the "
+                    f"{channels} channels of its autoencoder; memfold knows (channels, height, "
+                    "width), and (channels, frames, height, width) for videos"
+                )
             return None
-        if len(shape) != 2 or shape[1] % 4:
+        if len(shape) != 2 or shape[1] % 4 or channels not in (None, shape[1] // 4):
             raise InputError(
-                f"{type(pipe).__name__} has latents of shape {shape}; memfold knows (channels, "
+                f"{name} has latents of shape {shape}; memfold knows (channels, "
                 "height, width) and packed (tokens, 4 channels)"
             )
         tokens, side = shape[0], round(shape[0] ** 0.5)
@@ -59,23 +66,59 @@ class Packing:
         return z.reshape(b, h * w, 4 * self.channels)
 
 
+def autoencoder(pipe: Any) -> Any:
+    """Return a pipeline's autoencoder; None for a pipeline of pixels."""
+    return next((v for n in ("vae", "movq") if (v := getattr(pipe, n, None)) is not None), None)
+
+
+def _channels(vae: Any) -> int | None:
+    """Return the channels of an autoencoder's latent, where its configuration says them."""
+    config = getattr(vae, "config", None)
+    for name in ("latent_channels", "z_dim"):
+        if isinstance(getattr(config, name, None), int):
+            return getattr(config, name)
+    return None
+
+
 class LatentImages(Wrapper):
     """A Denoiser of a pipeline's latents that encodes and decodes images with the pipeline's VAE.
 
-    LID is that of the latent, not of the image.
+    LID is that of the latent, not of the image. An autoencoder's own latent is z = x s + m, with
+    the scaling and shift factor of its configuration, its mean and standard deviation of each
+    channel, or those of its batch norm, which stand for packed latents. Videos are images with an
+    axis of time, (b, c, frames, h, w); the autoencoders of videos decode an image as one frame.
     """
 
     def __init__(self, inner: Denoiser, vae: Any, packing: Packing | None) -> None:
         super().__init__(inner)
         self.vae, self.packing = vae, packing
         self.space, self.range = "latent", None
-        config = vae.config
-        self.factor = float(getattr(config, "scaling_factor", None) or 1.0)
-        self.shift = float(getattr(config, "shift_factor", None) or 0.0)
+        self.quantised = "quantize" in dict(vae.named_children())  # a VQ model's latents stay
+        self.frames = any(p.ndim == 5 for p in vae.parameters())
+        if len(self.shape or ()) == 4 and not self.frames:
+            raise InputError(
+                f"{type(vae).__name__} decodes single images, but the pipeline's latents of shape "
+                f"{self.shape} hold frames; memfold knows videos with an autoencoder of videos"
+            )
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Denoise latents."""
         return self.inner.denoise(x, sigma, cond)
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return s and m of z = x s + m, as they broadcast against x (as the pipeline has it)."""
+        config, norm = self.vae.config, getattr(self.vae, "bn", None)
+        if norm is not None:
+            std = (norm.running_var + config.batch_norm_eps).sqrt()
+            return _like(x, std, packed=True), _like(x, norm.running_mean, packed=True)
+        factor = float(getattr(config, "scaling_factor", None) or 1.0)
+        shift = float(getattr(config, "shift_factor", None) or 0.0)
+        if self.quantised:
+            factor, shift = 1.0, 0.0
+        mean, std = (getattr(config, f"latents_{n}", None) for n in ("mean", "std"))
+        if mean is None or std is None:
+            return x.new_tensor(1 / factor), x.new_tensor(shift)
+        return _like(x, torch.tensor(std) / factor), _like(x, torch.tensor(mean))
 
     @property
     def _vae_dtype(self) -> torch.dtype:
@@ -85,16 +128,43 @@ class LatentImages(Wrapper):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images in [0, 1] to scaled latents (the posterior's mean)."""
         check_images(images)
-        out = self.vae.encode(images.to(self.device, self._vae_dtype) * 2 - 1)
+        given = images.to(self.device, self._vae_dtype) * 2 - 1
+        one_frame = self.frames and len(self.shape or ()) != 4
+        out = self.vae.encode(given.unsqueeze(2) if one_frame else given)
         if hasattr(out, "latent_dist"):
             z = out.latent_dist.mean
         else:
             z = out.latent if hasattr(out, "latent") else out.latents
-        z = (z.to(self.point_dtype) - self.shift) * self.factor
-        return z if self.packing is None else self.packing.pack(z)
+        return self.scaled(z[:, :, 0] if one_frame else z)
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Bring the autoencoder's own latents to points x."""
+        z = z.to(self.point_dtype)
+        packed = getattr(self.vae, "bn", None) is not None
+        if packed and self.packing is not None:
+            z = self.packing.pack(z)
+        scale, mean = self._scale(z)
+        z = (z - mean) / scale
+        return z if self.packing is None or packed else self.packing.pack(z)
 
     def decode(self, x: Tensor) -> Tensor:
         """Decode scaled latents to images; differentiable."""
-        z = x if self.packing is None else self.packing.unpack(x)
-        z = (z / self.factor + self.shift).to(self._vae_dtype)
-        return (self.vae.decode(z, return_dict=False)[0].to(x.dtype) + 1) / 2
+        if getattr(self.vae, "bn", None) is not None:
+            scale, mean = self._scale(x)
+            z = x * scale + mean
+            z = z if self.packing is None else self.packing.unpack(z)
+        else:
+            z = x if self.packing is None else self.packing.unpack(x)
+            scale, mean = self._scale(z)
+            z = z * scale + mean
+        one_frame = self.frames and len(self.shape or ()) != 4
+        z = (z.unsqueeze(2) if one_frame else z).to(self._vae_dtype)
+        more = {"force_not_quantize": True} if self.quantised else {}
+        image = self.vae.decode(z, return_dict=False, **more)[0]
+        return ((image[:, :, 0] if one_frame else image).to(x.dtype) + 1) / 2
+
+
+def _like(x: Tensor, values: Tensor, *, packed: bool = False) -> Tensor:
+    """Give one value a channel the shape that broadcasts against latents."""
+    values = values.detach().to(x)
+    return values if packed and x.ndim == 3 else values.reshape(1, -1, *[1] * (x.ndim - 2))

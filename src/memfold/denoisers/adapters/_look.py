@@ -153,10 +153,11 @@ def _first_run(runs: Runs, guided: dict[str, Any]) -> Record:
             f"prompt alone: {str(error)[:100]}); pass the text-to-image pipeline of the same "
             "weights, as by diffusers.AutoPipelineForText2Image.from_pipe(pipe)"
         ) from error
-    if not record.calls or not (record.steps or len(record.calls) == 3):
+    if not record.steps:
         raise InputError(
-            f"{runs.name} did not call its {'/'.join(NETWORKS)} and scheduler.step; memfold "
-            "cannot watch it"
+            f"{runs.name} did not call its {'/'.join(NETWORKS)} once or twice and then "
+            f"scheduler.step (calls before it: {len(record.calls)} or more); memfold cannot "
+            "watch it"
         )
     return record
 
@@ -241,6 +242,27 @@ def _louder(runs: Runs, record: Record, kind: type, table: Schedule) -> float:
             "tell which noise the network was trained with: take another scheduler"
         )
     return ratios[-1]
+
+
+def louder(scheduler: Any, table: Schedule) -> float | None:
+    """Compare a flow's list of sigmas with its table, as `Layout.louder`; None if it says nothing.
+
+    Args:
+        scheduler: set up for a run.
+        table: sigmas at its times, without a shift by size.
+    """
+    sigmas, times = getattr(scheduler, "sigmas", None), getattr(scheduler, "timesteps", None)
+    if not isinstance(sigmas, Tensor) or not isinstance(times, Tensor):
+        return None
+    n = min(len(sigmas), len(times))
+    s, t = (v[:n].detach().to("cpu", torch.float64) for v in (sigmas, times))
+    own, wanted = s / (1 - s), table.sigma(t)
+    inside = (s > 0) & (s < 1) & (own > table.sigma_min) & (own < table.sigma_max)
+    ratios = (own / wanted)[inside]
+    if not len(ratios) or float(ratios.max()) > (1 + _ROUNDING) * float(ratios.min()):
+        return None
+    found = float(ratios[0])  # the loudest: rounded least
+    return 1.0 if abs(found - 1) < _ROUNDING else found
 
 
 def _affine(record: Record) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from ._pipeline import brief
 from ._state import borrowed
 
 NETWORKS = ("unet", "transformer")
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 class Runs:
@@ -31,6 +32,7 @@ class Runs:
         name: the class of the pipeline.
         network: its denoising network.
         accepts: the arguments that the pipeline takes.
+        count: the one of them that says how many images to draw.
 
     Raises:
         InputError: it is no pipeline, or has no denoising network.
@@ -40,6 +42,7 @@ class Runs:
         self.pipe, self.options, self.name = pipe, options, type(pipe).__name__
         self.network = find_network(pipe)
         self.accepts = set(inspect.signature(type(pipe).__call__).parameters)
+        self.count = next((n for n in _COUNTS if n in self.accepts), _COUNTS[0])
 
     def argument(self, name: str, given: Mapping[str, Any]) -> Any:
         """Return the value that a call takes for an argument: given, held here, or the default.
@@ -87,9 +90,9 @@ class Runs:
             return self.run(
                 pipe,
                 prompt=prompt,
-                num_images_per_prompt=len(seeds),
                 generator=generators,
                 output_type=output_type,
+                **{self.count: len(seeds)},
                 **options,
             )
 
@@ -116,7 +119,10 @@ class Runs:
             raise
         except (ValueError, TypeError) as error:
             raise InputError(f"{self.name} refuses its arguments: {brief(error)}") from error
-        return out.images if hasattr(out, "images") else out[0]
+        for name in ("images", "frames"):
+            if hasattr(out, name):
+                return getattr(out, name)
+        return out[0]
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -158,7 +164,7 @@ class Runs:
         """
         arguments: dict[str, Any] = {
             "prompt": prompt,
-            "num_images_per_prompt": images,
+            self.count: images,
             "num_inference_steps": 3,
             "output_type": "latent",
             "generator": torch.Generator().manual_seed(0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,22 @@ from torch import Tensor
 
 from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided, Rule, bound, with_rule
-from memfold.denoisers.parameterizations import NetworkDenoiser
+from memfold.denoisers.parameterizations import FlowDenoiser, NetworkDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
 from ._calls import Call, Condition, Record, part
 from ._embedded import Embedded, Leaf, embedded
 from ._halves import Halves, read_halves, rule_of
-from ._latents import LatentImages, Packing
-from ._look import PROBE, Layout, Look, look
+from ._latents import LatentImages, Packing, autoencoder
+from ._look import PROBE, Layout, Look, look, louder
 from ._pipeline import read_pipeline
 from ._runs import Runs, find_network
 from ._state import adapters, adapters_off, frozen
 from .schedulers import read_schedule
 from .scope import own_calls
 
-_OTHERS = {"num_frames", "video_length", "num_videos_per_prompt", "audio_length_in_s"}
+_OTHERS = {"video_length", "audio_length_in_s"}
 _GUIDING = re.compile("guidance|cfg|pag_")  # in names of arguments that may change the rule
 _SCALES = ("guidance_scale", "true_cfg_scale")  # but w itself
 _SAME = 4.0  # the square roots of a rounding that a repeated answer may be off by
@@ -82,8 +83,8 @@ class TextToImage(Runs):
         found = look(self, kind, table)
         self.layout, self.places = found.layout, found.places
         self._dtype, self._time_dtype = found.dtype, found.time_dtype
-        self._clock = Schedule(table.sigmas * self.layout.louder, table.times)
-        self.schedule = self._clock.retimed(self.layout.scale, self.layout.shift)
+        clock = Schedule(table.sigmas * self.layout.louder, table.times)
+        self.schedule = clock.retimed(self.layout.scale, self.layout.shift)
         self.model = self._model(found.shape)
         self._rules: dict[str, Rule | None] = {}
         self._repeat(found)
@@ -217,6 +218,21 @@ class TextToImage(Runs):
         """Shape of one latent."""
         return self.model.shape or ()
 
+    def generate(
+        self, prompt: str, seeds: Sequence[int], *, output_type: str = "latent", **options: Any
+    ) -> Any:
+        """Call the user's own pipeline, as `Runs.generate`; its latents become points x.
+
+        Some pipelines (FLUX.2 Klein) hand out the autoencoder's own latents.
+        """
+        found = super().generate(prompt, seeds, output_type=output_type, **options)
+        other = output_type == "latent" and tuple(found.shape[1:]) != self.shape
+        packing = getattr(self.model, "packing", None)
+        if not other or packing is None or not isinstance(self.model, LatentImages):
+            return found
+        size = (packing.channels, packing.height, packing.width)
+        return self.model.scaled(found) if tuple(found.shape[1:]) == size else found
+
     def encode(self, images: Float[Tensor, "b c h w"]) -> Tensor:
         """Encode images in [0, 1] to latents x."""
         return self.model.encode(images)
@@ -253,13 +269,31 @@ class TextToImage(Runs):
         return self._kind(lambda z, t, c: prediction, self.schedule)
 
     def sigma_at(self, time: float) -> float:
-        """Return the sigma of a time of the scheduler."""
-        return float(self._clock.sigma(torch.tensor([time], dtype=torch.float64)))
+        """Return the sigma of a time of the scheduler, in the run that it was last set up for."""
+        clock = self.schedule_of_scheduler
+        sigma = float(clock.sigma(torch.tensor([time], dtype=torch.float64)))
+        return sigma * self.run_louder()
+
+    def sigma_seen(self, time: Tensor) -> float:
+        """Return the sigma of a time that the network was given; half precision rounds it."""
+        sigma = float(self.schedule.sigma(time.detach().flatten()[:1].cpu().double()))
+        return sigma * self.run_louder() / self.layout.louder
+
+    def run_louder(self) -> float:
+        """Return the factor of `Layout.louder` in the run that the scheduler was last set up for.
+
+        A pipeline that shifts its flow by the size of the image has another one at each size.
+        """
+        if not issubclass(self._kind, FlowDenoiser):
+            return self.layout.louder
+        scheduler = self.pipe.scheduler
+        found = louder(scheduler, self.schedule_of_scheduler)
+        return self.layout.louder if found is None else found
 
     def to_ve(self, z: Tensor, sigma: Tensor) -> Tensor:
         """Bring a latent in the network's coordinates to VE coordinates x."""
         sigma = sigma.to(z).reshape(-1, *[1] * (z.ndim - 1))
-        if self._kind.__name__ == "FlowDenoiser":
+        if issubclass(self._kind, FlowDenoiser):
             return z * (1 + sigma)
         return z * (1 + sigma**2).sqrt()
 
@@ -273,7 +307,8 @@ class TextToImage(Runs):
                 f"{self.name} takes no prompt: it is no text-to-image pipeline (looked for "
                 "`prompt` among its arguments); memfold.load and an audit of images take it"
             )
-        for name in sorted(_OTHERS & self.accepts):
+        video = {"num_frames"} if "num_videos_per_prompt" not in self.accepts else set()
+        for name in sorted((_OTHERS | video) & self.accepts):
             raise InputError(
                 f"{self.name} takes `{name}`: it draws no single images, which is all that memfold "
                 "knows; pass a text-to-image pipeline"
@@ -313,7 +348,7 @@ class TextToImage(Runs):
         inner.device, inner.dtype, inner.module = self.device, self._dtype, self.network
         if self.layout.rule is not None:
             inner.rule = bound(self.layout.rule, self.predictor)
-        vae = getattr(self.pipe, "vae", None)
+        vae = autoencoder(self.pipe)
         if vae is None:
             inner.space = "pixels"
             return inner
