@@ -69,8 +69,8 @@ class Generation:
 
     @cached_property
     @torch.no_grad()
-    def images(self) -> Float[Tensor, "b c h w"]:
-        """The images, in [0, 1]."""
+    def images(self) -> Float[Tensor, "b c *t h w"]:
+        """The images, in [0, 1]; of a video with an axis of time."""
         return self.model.decode(self.x).clamp(0, 1)
 
     @cached_property

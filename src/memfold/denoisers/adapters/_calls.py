@@ -250,8 +250,12 @@ def same(one: Condition, other: Condition) -> float:
         if isinstance(x, Tensor):
             if not isinstance(y, Tensor) or x.shape != y.shape:
                 return float("inf")
-            worst = max(worst, float((x.float() - y.float()).abs().max()) if x.numel() else 0.0)
+            worst = max(worst, float((_wide(x) - _wide(y)).abs().max()) if x.numel() else 0.0)
     return worst
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.is_complex() else x.float()
 
 
 def _place(call: Call, index: int, names: tuple[str, ...], what: str) -> int | str:

@@ -233,11 +233,11 @@ class TextToImage(Runs):
         size = (packing.channels, packing.height, packing.width)
         return self.model.scaled(found) if tuple(found.shape[1:]) == size else found
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Tensor:
-        """Encode images in [0, 1] to latents x."""
+    def encode(self, images: Float[Tensor, "b c *t h w"]) -> Tensor:
+        """Encode images (or videos, with an axis of time) in [0, 1] to latents x."""
         return self.model.encode(images)
 
-    def decode(self, x: Tensor) -> Float[Tensor, "b c h w"]:
+    def decode(self, x: Tensor) -> Float[Tensor, "b c *t h w"]:
         """Decode latents x to images; values may leave [0, 1] a little."""
         return self.model.decode(x)
 
