@@ -253,3 +253,53 @@ def test_rules_carry_over_from_predictions_to_denoised_points(rule):
     wanted = (x - sigma * rule.mix(f_c, f_u, 3.0)) / (1 + sigma)
     found = bound(rule, model.predictor).denoised(c, u, 3.0, x, sigma)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("side", [32, 64, 48])
+def test_the_noise_is_that_of_the_run_and_not_of_the_probes_size(side):
+    """CogView 4 shifts its sigmas by the number of tokens; the pipeline's own list says how."""
+    model = adapted("cogview4")
+    pipe = model.pipe
+    monitor, options = Monitor(model, keep=True), {"height": side, "width": side}
+    with monitor:
+        pipe(
+            PROMPT,
+            num_inference_steps=4,
+            output_type="latent",
+            **tiny.OPTIONS["cogview4"] | options,
+        )
+    own = pipe.scheduler.sigmas[:4].double()
+    wanted = own / (1 - own)
+    torch.testing.assert_close(
+        torch.tensor(monitor.sigmas[1:], dtype=torch.float64), wanted[1:], rtol=1e-4, atol=0
+    )
+    there = TextToImage(pipe, **tiny.OPTIONS["cogview4"] | options)
+    view = monitor.views[2]
+    near(there.denoiser(PROMPT)(view.x, view.sigma), view.conditional, view.x)
+
+
+@pytest.mark.parametrize("family", ["flux", "lumina2", "sd3"])
+def test_dynamic_shifts_too(family):
+    pipe, options = tiny.pipeline(family), tiny.OPTIONS.get(family, {})
+    model = adapted(family)
+    more = {"mu": 1.2} if family == "sd3" else {}
+    scheduler = pipe.scheduler
+    if family != "flux":
+        pipe.scheduler = type(scheduler).from_config(scheduler.config, use_dynamic_shifting=True)
+        model = TextToImage(pipe, **options | more)
+    try:
+        for side in (16, 32):
+            monitor = Monitor(model)
+            with monitor:
+                pipe(
+                    PROMPT, num_inference_steps=4, output_type="latent",
+                    **options | more | {"height": side, "width": side},
+                )  # fmt: skip
+            own = pipe.scheduler.sigmas[1:4].double()
+            found = torch.tensor(monitor.sigmas[1:], dtype=torch.float64)
+            torch.testing.assert_close(found, own / (1 - own), rtol=1e-3, atol=0)
+    finally:
+        pipe.scheduler = scheduler

@@ -140,16 +140,16 @@ class Monitor:
             self.on_step(view)
         return step(*args, **kwargs)
 
-    def _at(self, time: float) -> tuple[float, Algebra]:
+    def _at(self, time: float, run: Any) -> tuple[float, Algebra]:
         """Return what a time of the scheduler means; it is worked out once."""
-        key = time, self.model.run_louder()
+        key = time, self.model.run_louder(run)
         if key not in self._known:
-            sigma = self.model.sigma_at(time)
+            sigma = self.model.sigma_at(time, run)
             self._known[key] = sigma, Algebra.of(self.model, sigma)
         return self._known[key]
 
     def _see(self, run: Any, guided: Tensor, timestep: Any, sample: Tensor) -> StepView:
-        sigma, algebra = self._at(float(timestep))
+        sigma, algebra = self._at(float(timestep), run)
         n, index = len(sample), len(self.sigmas)
         if index and n != self._images:
             raise InputError(f"a step of {n} images follows one of {self._images} in one block")

@@ -57,7 +57,9 @@ def _one_call(model: TextToImage, change: Change) -> Iterator[None]:
         both = guided_run(model, z, run)
         n = len(z) // 2 if both else len(z)
         half = prediction.chunk(2)[model.layout.conditional or 0] if both else prediction
-        view = view_of(model, [(z, torch.as_tensor(t), prediction)], half, n, state["index"])
+        t, index = torch.as_tensor(t), state["index"]
+        sigma = model.sigma_seen(t, run)
+        view = view_of(model, [(z, t, prediction)], half, n, index, sigma=sigma)
         state["index"] += 1
         raw = _wanted(model, change, view, prediction)
         if raw is None:
@@ -79,7 +81,7 @@ def _two_calls(model: TextToImage, change: Change) -> Iterator[None]:
 
     def spy(run: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(_STEP, args, strict=False)) | kwargs
-        n, sigma = len(named["sample"]), model.sigma_at(float(named["timestep"]))
+        n, sigma = len(named["sample"]), model.sigma_at(float(named["timestep"]), run)
         half = outputs[min(model.layout.conditional or 0, len(outputs) - 1)][2]
         view = view_of(model, outputs, half, n, state["index"], sigma=sigma)
         outputs.clear()

@@ -268,26 +268,25 @@ class TextToImage(Runs):
         """Return the Denoiser whose network answers `prediction`, whatever it is asked."""
         return self._kind(lambda z, t, c: prediction, self.schedule)
 
-    def sigma_at(self, time: float) -> float:
-        """Return the sigma of a time of the scheduler, in the run that it was last set up for."""
+    def sigma_at(self, time: float, run: Any = None) -> float:
+        """Return the sigma of a time of the scheduler in a run: of the pipeline object, or a copy."""
         clock = self.schedule_of_scheduler
         sigma = float(clock.sigma(torch.tensor([time], dtype=torch.float64)))
-        return sigma * self.run_louder()
+        return sigma * self.run_louder(run)
 
-    def sigma_seen(self, time: Tensor) -> float:
+    def sigma_seen(self, time: Tensor, run: Any = None) -> float:
         """Return the sigma of a time that the network was given; half precision rounds it."""
         sigma = float(self.schedule.sigma(time.detach().flatten()[:1].cpu().double()))
-        return sigma * self.run_louder() / self.layout.louder
+        return sigma * self.run_louder(run) / self.layout.louder
 
-    def run_louder(self) -> float:
-        """Return the factor of `Layout.louder` in the run that the scheduler was last set up for.
+    def run_louder(self, run: Any = None) -> float:
+        """Return the factor of `Layout.louder` in a run, as its scheduler is set up.
 
         A pipeline that shifts its flow by the size of the image has another one at each size.
         """
-        if not issubclass(self._kind, FlowDenoiser):
+        if run is None or not issubclass(self._kind, FlowDenoiser):
             return self.layout.louder
-        scheduler = self.pipe.scheduler
-        found = louder(scheduler, self.schedule_of_scheduler)
+        found = louder(run.scheduler, self.schedule_of_scheduler)
         return self.layout.louder if found is None else found
 
     def to_ve(self, z: Tensor, sigma: Tensor) -> Tensor:
