@@ -8,7 +8,7 @@ from tests.text_to_image import tiny
 
 PROMPT = "a photo of anna by the old house"
 FLOWS = {"sd3", "flux", "sana", "sana DPM", "lumina2", "cogview4", "chroma", "aura"} | {
-    "flux2", "klein", "kontext", "qwen-image", "wan", "lumina-next", "hidream",
+    "flux2", "klein", "kontext", "qwen-image", "wan", "lumina-next", "hidream", "z-image",
 }  # fmt: skip
 TWO_CALLS = {"flux", "lumina2", "cogview4", "chroma"}
 ALL = tiny.ALL

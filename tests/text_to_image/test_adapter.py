@@ -300,12 +300,6 @@ def test_networks_in_training_mode():
         pipe.unet.eval()
 
 
-def test_networks_that_take_lists():
-    pipe = tiny.z_image()
-    options = {"height": 32, "width": 32, "max_sequence_length": tiny.LENGTH}
-    refused(pipe, "one tensor", **options)
-
-
 def test_options_that_are_unknown():
     pipe = tiny.pipeline("sd1 (eps)")
     refused(pipe, "StableDiffusionPipeline takes no hight", hight=16)

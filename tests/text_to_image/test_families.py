@@ -23,6 +23,7 @@ EMBEDDED = {"flux2": 4.0, "lcm": 8.5}  # guidance that the network is told, by d
 SCALED = {"kontext": "true_cfg_scale", "qwen-image": "true_cfg_scale", "flux": "true_cfg_scale"}
 RULES = {
     "kandinsky3": "c + w",
+    "z-image": "c + w",
     "qwen-image": "the norm that c has",
     "lumina-next": "three channels",
 }
@@ -76,7 +77,8 @@ def test_denoisers_are_what_the_pipeline_steps_with(family, w):
     model, pipe = adapted(family), tiny.pipeline(family)
     if family in EMBEDDED and w != 1:
         pytest.skip("its guidance is distilled into the network")
-    options = {} if family in EMBEDDED else switched(family, w)
+    alone = 0.0 if family == "z-image" else w
+    options = {} if family in EMBEDDED else switched(family, alone if w == 1 else w)
     _, steps = recorded(family, **options)
     d = model.denoiser(PROMPT) if w == 1 else model.denoiser(PROMPT, guidance_scale=w)
     checked = 0
@@ -113,7 +115,7 @@ def test_the_rule_is_the_pipelines_own(family):
     assert (rule is None) == (family in EMBEDDED)
     if rule is not None:
         assert RULES.get(family, "u + w (c - u)") in rule.name
-        assert rule.off == (0.0 if family == "kandinsky3" else 1.0)
+        assert rule.off == (0.0 if family in ("kandinsky3", "z-image") else 1.0)
 
 
 def test_latents_go_through_the_pipelines_own_autoencoder(family):

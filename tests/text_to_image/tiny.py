@@ -474,7 +474,7 @@ def aura():
 
 
 def z_image():
-    """Hands its network lists of latents: unknown to memfold, and said so."""
+    """Hands its network lists of latents and of texts, and guides by c + w (c - u)."""
     words = word_tokenizer()
     words.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     config = transformers.Qwen3Config(

@@ -141,6 +141,7 @@ OTHERS = {
     "kandinsky3": kandinsky3,
     "lumina-next": lumina_next,
     "hidream": hidream,
+    "z-image": tiny.z_image,
 }
 OTHERS_OPTIONS = {
     "kandinsky3": {"height": 64, "width": 64},
@@ -150,6 +151,7 @@ OTHERS_OPTIONS = {
         "clean_caption": False,
         "max_sequence_length": LENGTH,
     },
+    "z-image": {"height": 32, "width": 32, "max_sequence_length": LENGTH},
     "hidream": {"height": 16, "width": 16, "max_sequence_length": LENGTH},
 }
 tiny.MORE.update(NEWER | OTHERS)

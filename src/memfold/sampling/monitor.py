@@ -119,9 +119,8 @@ class Monitor:
         """Keep what the network was asked and answered."""
         if self.blind is None:
             try:
-                places = self.model.places
-                z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
-                self._outputs.append((z, torch.as_tensor(t), self.model.layout.prediction(output)))
+                z, t = self.model.asked(args, kwargs)
+                self._outputs.append((z, t, self.model.layout.prediction(output)))
             except Exception as error:
                 self._lose(error)
 

@@ -8,9 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_unflatten
 
-from memfold.denoisers.adapters._calls import Condition, first_tensor, repeated
+from memfold.denoisers.adapters._calls import (
+    Condition,
+    first_tensor,
+    flatten,
+    repeated,
+    unbatch,
+)
 from memfold.denoisers.adapters.scope import Scope
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.tensors import expand
@@ -49,15 +55,15 @@ def steered(model: TextToImage, change: Change) -> Iterator[None]:
 @contextmanager
 def _one_call(model: TextToImage, change: Change) -> Iterator[None]:
     """Steer by what the network returns."""
-    places, state = model.places, {"index": 0}
+    state = {"index": 0}
 
     def after(run: Any, args: tuple, kwargs: dict, output: Any) -> Any:
-        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
+        z, t = model.asked(args, kwargs)
         prediction = model.layout.prediction(output)
         both = guided_run(model, z, run)
         n = len(z) // 2 if both else len(z)
         half = prediction.chunk(2)[model.layout.conditional or 0] if both else prediction
-        t, index = torch.as_tensor(t), state["index"]
+        index = state["index"]
         sigma = model.sigma_seen(t, run)
         view = view_of(model, [(z, t, prediction)], half, n, index, sigma=sigma)
         state["index"] += 1
@@ -73,11 +79,11 @@ def _one_call(model: TextToImage, change: Change) -> Iterator[None]:
 @contextmanager
 def _two_calls(model: TextToImage, change: Change) -> Iterator[None]:
     """Steer by what the scheduler is given: the first call has returned before the second."""
-    places, outputs, state = model.places, [], {"index": 0}
+    outputs, state = [], {"index": 0}
 
     def after(run: Any, args: tuple, kwargs: dict, output: Any) -> None:
-        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in places)
-        outputs.append((z, torch.as_tensor(t), model.layout.prediction(output)))
+        z, t = model.asked(args, kwargs)
+        outputs.append((z, t, model.layout.prediction(output)))
 
     def spy(run: Any, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         named = dict(zip(_STEP, args, strict=False)) | kwargs
@@ -135,16 +141,16 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
     last: list[Tensor] = []
 
     def before(run: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in model.places)
+        z, t = model.asked(args, kwargs)
         both, half = guided_run(model, z, run), model.layout.conditional or 0
         if model.layout.calls == 2:
-            now = [z, torch.as_tensor(t)]
+            now = [z, t]
             again = bool(last) and all(map(torch.equal, now, last))
             last[:] = [] if again else now
             if again:  # the same latent and time once more: the half without the prompt
                 return None
-        old, tree = tree_flatten((args, dict(kwargs)))
-        new = tree_flatten((cond.args, cond.kwargs))[0]
+        old, tree = flatten((args, dict(kwargs)))
+        new = flatten((cond.args, cond.kwargs))[0]
         if len(old) != len(new):
             raise InputError("the condition was recorded from another kind of call; record it anew")
         n = len(z) // 2 if both else len(z)
@@ -152,6 +158,11 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
         for have, want, axis in zip(old, new, cond.axes, strict=True):
             if want is None or axis is None:
                 leaves.append(have)
+                continue
+            if isinstance(have, list):
+                rows = [w.detach().to(have[0]) for w in want] * n
+                start = half * n if both else 0
+                leaves.append([*have[:start], *rows, *have[start + n :]])
                 continue
             parts = list(have.chunk(2, dim=axis)) if both else [have]
             parts[half if both else 0] = repeated(want.detach().to(have), n, axis)
@@ -186,6 +197,8 @@ def _rewritten(model: TextToImage, output: Any, prediction: Tensor) -> Any:
         prediction = -prediction
     if "half" in kind:
         prediction = torch.cat([prediction, raw.chunk(2, dim=1)[1]], dim=1)
+    if not isinstance(output, Tensor):
+        prediction = unbatch(prediction, output[0])
     if isinstance(output, Tensor):
         return prediction
     if isinstance(output, tuple):

@@ -54,7 +54,7 @@ class Call:
     @property
     def latent(self) -> Tensor:
         """The latent that the network was called with."""
-        return self.get(self.where[0])
+        return batch(self.get(self.where[0]))
 
     @property
     def time(self) -> Tensor:
@@ -137,9 +137,31 @@ def _own_sigma(scheduler: Any) -> float:
     return float(sigmas[index - 1])
 
 
+def batch(latents: Any) -> Any:
+    """Make one tensor of a list of latents, one an image and of one frame (Z-Image)."""
+    if not _is_ragged(latents):
+        return latents
+    return torch.stack(latents).squeeze(2)
+
+
+def unbatch(latents: Tensor, like: Any) -> Any:
+    """Bring latents to the form that a network was given them in: a tensor, or such a list."""
+    return list(latents.unsqueeze(2).unbind()) if _is_ragged(like) else latents
+
+
+def _is_ragged(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, Tensor) for v in value)
+
+
+def flatten(arguments: Any) -> tuple[list[Any], Any]:
+    """Flatten a network's arguments; a list of tensors, one an image, stays one leaf."""
+    return tree_flatten(arguments, is_leaf=_is_ragged)
+
+
 def first_tensor(output: Any) -> Tensor:
     """Return the prediction out of a network's output: a tensor, a tuple, or a diffusers output."""
     found = output if isinstance(output, Tensor) else output[0]
+    found = batch(found)
     if not isinstance(found, Tensor):
         raise InputError(
             f"the network returned a {type(output).__name__} that holds no tensor; "
@@ -168,7 +190,7 @@ class Condition:
 
     def expanded(self, n: int) -> tuple[list[Any], dict[str, Any]]:
         """Return arguments for a batch of n."""
-        leaves, tree = tree_flatten((self.args, self.kwargs))
+        leaves, tree = flatten((self.args, self.kwargs))
         full = [repeated(leaf, n, axis) for leaf, axis in zip(leaves, self.axes, strict=True)]
         args, kwargs = tree_unflatten(full, tree)
         return list(args), dict(kwargs)
@@ -194,6 +216,8 @@ def repeated(leaf: Any, n: int, axis: int | None) -> Any:
     """Repeat a leaf of one image for n; a leaf without a batch stays as it is."""
     if axis is None:
         return leaf
+    if isinstance(leaf, list):
+        return leaf * n
     size = [n if i == axis else k for i, k in enumerate(leaf.shape)]
     return leaf.expand(size).contiguous()
 
@@ -204,7 +228,7 @@ def batch_axes(one: Call, two: Call) -> tuple[int | None, ...]:
     Raises:
         InputError: a leaf changed in another way.
     """
-    a, b = (tree_flatten(strip(call))[0] for call in (one, two))
+    a, b = (flatten(strip(call))[0] for call in (one, two))
     if len(a) != len(b):
         raise InputError(
             "the pipeline calls its network with other arguments for two images than for one; "
@@ -214,6 +238,8 @@ def batch_axes(one: Call, two: Call) -> tuple[int | None, ...]:
 
 
 def _batch_axis(x: Any, y: Any) -> int | None:
+    if _is_ragged(x) and _is_ragged(y):
+        return 0 if len(y) == 2 * len(x) else None
     if not isinstance(x, Tensor) or (isinstance(y, Tensor) and x.shape == y.shape):
         return None
     if isinstance(y, Tensor) and x.ndim == y.ndim:
@@ -227,11 +253,18 @@ def _batch_axis(x: Any, y: Any) -> int | None:
     )
 
 
+def pieces(leaf: Any, of: int, axis: int) -> list[Any]:
+    """Part a leaf's batch into equal parts, and take the first image of each."""
+    if isinstance(leaf, list):
+        return [[leaf[i * len(leaf) // of]] for i in range(of)]
+    return [piece.narrow(axis, 0, 1) for piece in leaf.chunk(of, dim=axis)]
+
+
 def part(call: Call, axes: tuple[int | None, ...], index: int, of: int, prompt: str) -> Condition:
     """Take one of the equal parts of a call's batch (a half of guidance) as a condition."""
-    leaves, tree = tree_flatten(strip(call))
+    leaves, tree = flatten(strip(call))
     own = [
-        leaf if axis is None else leaf.chunk(of, dim=axis)[index].narrow(axis, 0, 1)
+        leaf if axis is None else pieces(leaf, of, axis)[index]
         for leaf, axis in zip(leaves, axes, strict=True)
     ]
     args, kwargs = tree_unflatten(own, tree)
@@ -248,7 +281,7 @@ def same(one: Condition, other: Condition) -> float:
         if isinstance(x, Tensor) != isinstance(y, Tensor):
             return float("inf")
         if isinstance(x, Tensor):
-            if not isinstance(y, Tensor) or x.shape != y.shape:
+            if x.shape != y.shape:
                 return float("inf")
             worst = max(worst, float((_wide(x) - _wide(y)).abs().max()) if x.numel() else 0.0)
     return worst

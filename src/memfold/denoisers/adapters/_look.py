@@ -75,6 +75,7 @@ class Look:
         places: where the latent and the time stand among the network's arguments.
         dtype: of the latent that the network is given.
         time_dtype: of the time.
+        like: a latent in the form that the network is given it, if that is no tensor.
         known: latent, time, condition and answer of each part of its first step, to compare with.
     """
 
@@ -84,6 +85,7 @@ class Look:
     dtype: torch.dtype
     time_dtype: torch.dtype
     known: tuple[tuple[Tensor, Tensor, Condition, Tensor], ...] = ()
+    like: Any = None
 
 
 @torch.no_grad()
@@ -138,7 +140,10 @@ def look(runs: Runs, kind: type, table: Schedule) -> Look:
     layout = Layout(axes, conditional, calls, scale, shift, louder, output, guided, plain, rule)
     shape = tuple(whole.steps[0].sample.shape[1:])
     known = tuple((z, t, cond, answer) for cond, answer in zip(conds, parts, strict=True))
-    return Look(layout, shape, one.where, one.latent.dtype, _float(one.time.dtype), known)
+    form = one.get(one.where[0])
+    like = None if isinstance(form, Tensor) else form
+    dtype, time_dtype = one.latent.dtype, _float(one.time.dtype)
+    return Look(layout, shape, one.where, dtype, time_dtype, known, like)
 
 
 def _first_run(runs: Runs, guided: dict[str, Any]) -> Record:
@@ -285,6 +290,12 @@ def _output(record: Record) -> str:
     """Find what the pipeline makes of the network's output before the scheduler's step."""
     call, step = record.calls[record.seen[0] - 1], record.steps[0]
     out, wanted = call.output, step.prediction
+    if wanted.shape != step.sample.shape:
+        raise InputError(
+            f"the pipeline hands its scheduler a prediction of shape {tuple(wanted.shape)} for "
+            f"latents of shape {tuple(step.sample.shape)} (a learned variance beside it, as "
+            "DeepFloyd IF does), which memfold does not know; take another pipeline"
+        )
     if out is None:
         raise InputError("the pipeline's network returned nothing")
     for name, change in _OUTPUTS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from ._pipeline import brief
 from ._state import borrowed
 
 NETWORKS = ("unet", "transformer")
+EMBEDDED = re.compile("prompt_embeds|prompt_attention_mask")
 _COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
@@ -92,8 +94,7 @@ class Runs:
                 prompt=prompt,
                 generator=generators,
                 output_type=output_type,
-                **{self.count: len(seeds)},
-                **options,
+                **{self.count: len(seeds)} | options,
             )
 
     def run(self, pipe: Any, *, gradients: bool = False, **arguments: Any) -> Any:
@@ -107,7 +108,7 @@ class Runs:
         Raises:
             InputError: the pipeline does not take an argument.
         """
-        arguments = self.options | arguments
+        arguments = self._worded(arguments)
         unknown = sorted(set(arguments) - self.accepts)
         if unknown:
             raise InputError(f"{self.name} takes no {', '.join(unknown)}; leave it out")
@@ -123,6 +124,28 @@ class Runs:
             if hasattr(out, name):
                 return getattr(out, name)
         return out[0]
+
+    @property
+    def wordless(self) -> bool:
+        """Whether the pipeline came without any text encoder, so that it takes embeddings alone."""
+        parts = [v for k, v in self.pipe.components.items() if k.startswith("text_encoder")]
+        return bool(parts) and all(part is None for part in parts)
+
+    def _worded(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Join the arguments of a call and of this object: words, or embeddings in their place.
+
+        Embeddings of the call stand for its prompt; those of this object do so where the pipeline
+        has no text encoder.
+        """
+        held = self.options
+        if "prompt_embeds" not in arguments and not self.wordless:
+            held = {k: v for k, v in held.items() if not EMBEDDED.search(k)}
+            return held | arguments
+        given = held | arguments
+        words = {"prompt"} | ({"negative_prompt"} if self.wordless else set())
+        if "negative_prompt_embeds" in given:
+            words.add("negative_prompt")
+        return {k: v for k, v in given.items() if k not in words}
 
     @contextmanager
     def quiet(self) -> Iterator[None]:

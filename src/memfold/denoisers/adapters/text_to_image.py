@@ -18,13 +18,13 @@ from memfold.denoisers.parameterizations import FlowDenoiser, NetworkDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
-from ._calls import Call, Condition, Record, part
+from ._calls import Call, Condition, Record, batch, part, unbatch
 from ._embedded import Embedded, Leaf, embedded
 from ._halves import Halves, read_halves, rule_of
 from ._latents import LatentImages, Packing, autoencoder
 from ._look import PROBE, Layout, Look, look, louder
-from ._pipeline import read_pipeline
-from ._runs import Runs, find_network
+from ._pipeline import brief, read_pipeline
+from ._runs import EMBEDDED, Runs, find_network
 from ._state import adapters, adapters_off, frozen
 from .schedulers import read_schedule
 from .scope import own_calls
@@ -80,9 +80,10 @@ class TextToImage(Runs):
         self.schedule_of_scheduler, kind = read_schedule(pipe.scheduler)
         self._kind = kind
         table = self.schedule_of_scheduler
-        found = look(self, kind, table)
+        found = self._look(kind, table)
         self.layout, self.places = found.layout, found.places
         self._dtype, self._time_dtype = found.dtype, found.time_dtype
+        self._like = found.like
         clock = Schedule(table.sigmas * self.layout.louder, table.times)
         self.schedule = clock.retimed(self.layout.scale, self.layout.shift)
         self.model = self._model(found.shape)
@@ -142,6 +143,9 @@ class TextToImage(Runs):
         """Record both halves for a prompt; the second is None where the pipeline has none."""
         if not isinstance(prompt, str):
             raise InputError(f"a prompt must be one string, not {type(prompt).__name__}")
+        self._check_words(prompt, options)
+        if any(EMBEDDED.search(name) for name in options):
+            return self._halves(prompt, options)  # tensors make no key
         key = (prompt, repr(sorted(options.items())))
         if key not in self._conditions:
             if len(self._conditions) > 256:
@@ -155,7 +159,8 @@ class TextToImage(Runs):
         """Return the Denoiser of a prompt.
 
         Args:
-            prompt: the words; None for the model without a prompt.
+            prompt: the words; None for the model without a prompt, or for that of
+                `prompt_embeds` among the options.
             guidance_scale: w of classifier-free guidance by the pipeline's own rule (mostly
                 D_0 + w (D_c - D_0)), both halves with their own Jacobian; None for the prompt
                 alone.
@@ -168,6 +173,8 @@ class TextToImage(Runs):
             InputError: the pipeline has no unconditional half, guides by a rule that could not be
                 read, or does not take an option.
         """
+        if prompt is None and "prompt_embeds" in options:
+            prompt = ""
         if prompt is None:
             if guidance_scale is not None:
                 raise InputError(f"guidance_scale = {guidance_scale} needs a prompt to guide to")
@@ -225,6 +232,7 @@ class TextToImage(Runs):
 
         Some pipelines (FLUX.2 Klein) hand out the autoencoder's own latents.
         """
+        self._check_words(prompt, options)
         found = super().generate(prompt, seeds, output_type=output_type, **options)
         other = output_type == "latent" and tuple(found.shape[1:]) != self.shape
         packing = getattr(self.model, "packing", None)
@@ -243,6 +251,11 @@ class TextToImage(Runs):
 
     # How the network is called
 
+    def asked(self, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the latent and the time among the arguments of a call of the network."""
+        z, t = (args[p] if isinstance(p, int) else kwargs[p] for p in self.places)
+        return batch(z), torch.as_tensor(t)
+
     def call_network(self, z: Tensor, times: Tensor, cond: Condition) -> Tensor:
         """Call the network with another latent and time, in its own coordinates."""
         if not isinstance(cond, Condition):
@@ -251,8 +264,8 @@ class TextToImage(Runs):
             )
         args, kwargs = cond.expanded(len(z))
         dtype, sample, time = self._dtype, *self.places
-        values: dict[int | str, Tensor] = {
-            sample: z.to(self.device, dtype),
+        values: dict[int | str, Any] = {
+            sample: unbatch(z.to(self.device, dtype), self._like),
             time: times.to(self.device, self._time_dtype),
         }
         for place, value in values.items():
@@ -269,7 +282,7 @@ class TextToImage(Runs):
         return self._kind(lambda z, t, c: prediction, self.schedule)
 
     def sigma_at(self, time: float, run: Any = None) -> float:
-        """Return the sigma of a time of the scheduler in a run: of the pipeline object, or a copy."""
+        """Return the sigma of a time of the scheduler in a run, of the pipeline or a copy of it."""
         clock = self.schedule_of_scheduler
         sigma = float(clock.sigma(torch.tensor([time], dtype=torch.float64)))
         return sigma * self.run_louder(run)
@@ -331,6 +344,40 @@ class TextToImage(Runs):
                     f"pipeline's own first step, answers something else (by {off:.3g}, at most "
                     f"{room:.3g} is rounding): memfold does not see all that it depends on"
                 )
+
+    def _look(self, kind: type, table: Schedule) -> Look:
+        """Look at the pipeline; whatever it or its parts raise becomes one line.
+
+        Raises:
+            InputError: it cannot be run, or works in a way that memfold does not know.
+        """
+        try:
+            return look(self, kind, table)
+        except InputError as error:
+            if not self.wordless:
+                raise
+            raise InputError(f"{self._no_words()} ({error})") from error
+        except Exception as error:
+            raise InputError(
+                f"{self.name} works in a way that memfold does not know ({brief(error)}); pass a "
+                "pipeline of one network and one scheduler"
+            ) from error
+
+    def _no_words(self) -> str:
+        names = ", ".join(sorted(n for n in self.accepts if n.endswith("prompt_embeds")))
+        return (
+            f"{self.name} has no text encoder: pass embeddings ({names or 'it takes none'}), to "
+            "TextToImage(pipe, prompt_embeds=...) and to denoiser(prompt_embeds=...)"
+        )
+
+    def _check_words(self, prompt: str, options: dict[str, Any]) -> None:
+        """Refuse words where the pipeline could not read them.
+
+        Raises:
+            InputError: it has no text encoder.
+        """
+        if self.wordless and prompt not in ("", PROBE) and "prompt_embeds" not in options:
+            raise InputError(self._no_words())
 
     def _halves(self, prompt: str, options: dict[str, Any]) -> tuple[Condition, Condition | None]:
         layout = self.layout
