@@ -15,7 +15,7 @@ from memfold.mitigation import mitigate
 from memfold.mitigation.endpoint import ask
 from memfold.mitigation.vocabulary import vocabulary
 from memfold.types import InputError
-from tests.text_to_image import tiny
+from tests.text_to_image import tiny, tiny_others
 from tests.text_to_image.by_hand import PROMPT
 
 pytestmark = tiny.QUIET
@@ -85,6 +85,19 @@ def test_neighbours_are_those_of_the_table(family):
     order = (known.rows @ known.rows[known.words.index("red")]).argsort(descending=True)
     assert known.near("red", 5) == [known.words[i] for i in order[1:6].tolist()]
     assert known.rows.norm(dim=1).allclose(torch.ones(len(known.words)))
+
+
+@pytest.mark.parametrize("family", ["qwen-image", "cogview4", "flux2"])
+def test_encoders_without_a_pooled_output_give_the_mean_of_their_last_layer(family):
+    known = vocabulary(TextToImage(tiny.pipeline(family), **tiny_others.tiny.OPTIONS[family]))
+    one, two = known.pooled(["red dog", "red dog by the house"])
+    ids = known.tokenizer(["red dog"], return_tensors="pt")
+    asked = {k: ids[k] for k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        last = known.encoder(**asked, output_hidden_states=True).hidden_states[-1]
+    wanted = torch.nn.functional.normalize(last[0].float().mean(0), dim=0)
+    torch.testing.assert_close(one, wanted, rtol=1e-3, atol=1e-4)
+    assert float(one @ two) < 1 - 1e-6
 
 
 class Fake(ThreadingHTTPServer):

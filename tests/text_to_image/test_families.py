@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 
+import diffusers
+import numpy as np
 import pytest
 import torch
+import transformers
+from PIL import Image
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.denoisers.guidance import CFG, bound, capped, read_rule, rescaled, rules
@@ -305,3 +309,85 @@ def test_dynamic_shifts_too(family):
             torch.testing.assert_close(found, own / (1 - own), rtol=1e-3, atol=0)
     finally:
         pipe.scheduler = scheduler
+
+
+# Pictures beside the words
+
+
+@functools.cache
+def pictured():
+    """Stable Diffusion with an IP-Adapter: its network is given a list, of a tensor a picture."""
+    tokenizer = tiny.clip_tokenizer()
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+        projection_dim=32,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = diffusers.StableDiffusionPipeline(
+            vae=tiny.vae(),
+            text_encoder=tiny.clip_text(tokenizer),
+            tokenizer=tokenizer,
+            unet=tiny.unet(),
+            scheduler=tiny.vp(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=transformers.CLIPImageProcessorPil(
+                size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
+            ),
+            image_encoder=transformers.CLIPVisionModelWithProjection(vision).eval(),
+            requires_safety_checker=False,
+        )
+        weights, index = {}, 1
+        for name, layer in pipe.unet.named_modules():
+            if name.endswith("attn2"):
+                for key in ("to_k_ip", "to_v_ip"):
+                    shape = layer.to_k.weight.shape
+                    weights[f"{index}.{key}.weight"] = 0.5 * torch.randn(shape)
+                index += 2
+        projection = {
+            "proj.weight": torch.randn(4 * 32, 32),
+            "proj.bias": torch.zeros(4 * 32),
+            "norm.weight": torch.ones(32),
+            "norm.bias": torch.zeros(32),
+        }
+        pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+    picture = Image.fromarray(np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3))
+    return pipe, {"ip_adapter_image": picture}
+
+
+def test_an_ip_adapters_pictures_are_part_of_the_condition():
+    pipe, options = pictured()
+    model = TextToImage(pipe, **options)
+    with Monitor(model, keep=True, attention=True) as monitor:
+        model.generate(PROMPT, [0, 1], num_inference_steps=3, guidance_scale=3.0)
+    assert monitor.blind is None
+    assert bool(monitor.scores["bright_ending"].isfinite().all())
+    for view in monitor.views[1:]:
+        near(model.denoiser(PROMPT)(view.x, view.sigma), view.conditional, view.x)
+        near(model.denoiser(PROMPT, guidance_scale=3.0)(view.x, view.sigma), view.guided, view.x)
+    other = generate_watched(
+        model, PROMPT, [0], cond=model.condition("a dog"), num_inference_steps=2, guidance_scale=3.0
+    )
+    view = other.views[-1]
+    near(model.denoiser("a dog")(view.x, view.sigma), view.conditional, view.x)
+
+
+def test_a_list_of_texts_is_exchanged_for_another():
+    """Z-Image: the prompt's rows of the list are another prompt's, those without it stay."""
+    model = adapted("z-image")
+    run = generate_watched(
+        model,
+        PROMPT,
+        [0, 1],
+        cond=model.condition("a dog"),
+        num_inference_steps=2,
+        guidance_scale=3.0,
+    )
+    view = run.views[-1]
+    near(model.denoiser("a dog")(view.x, view.sigma), view.conditional, view.x)
+    near(model.denoiser()(view.x, view.sigma), view.unconditional, view.x)

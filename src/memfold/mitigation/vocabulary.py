@@ -68,12 +68,16 @@ class Vocabulary:
                 max_length=min(self.tokenizer.model_max_length, 512), return_tensors="pt",
             )  # fmt: skip
             names = ("input_ids", "attention_mask")
-            out = self.encoder(**{k: given[k].to(self.encoder.device) for k in names if k in given})
+            asked = {k: given[k].to(self.encoder.device) for k in names if k in given}
+            out = self.encoder(**asked)
             whole = getattr(out, "text_embeds", None)
             whole = getattr(out, "pooler_output", None) if whole is None else whole
             if whole is None:
                 mask = given["attention_mask"].to(self.encoder.device)[..., None]
-                whole = (out.last_hidden_state * mask).sum(1) / mask.sum(1)
+                last = getattr(out, "last_hidden_state", None)
+                if last is None:  # a language model with its head
+                    last = self.encoder(**asked, output_hidden_states=True).hidden_states[-1]
+                whole = (last * mask).sum(1) / mask.sum(1)
             parts.append(torch.nn.functional.normalize(whole.float().cpu(), dim=1))
         return torch.cat(parts)
 

@@ -159,18 +159,24 @@ def conditioned(model: TextToImage, cond: Condition) -> Iterator[None]:
             if want is None or axis is None:
                 leaves.append(have)
                 continue
-            if isinstance(have, list):
-                rows = [w.detach().to(have[0]) for w in want] * n
-                start = half * n if both else 0
-                leaves.append([*have[:start], *rows, *have[start + n :]])
-                continue
-            parts = list(have.chunk(2, dim=axis)) if both else [have]
-            parts[half if both else 0] = repeated(want.detach().to(have), n, axis)
-            leaves.append(torch.cat(parts, dim=axis))
+            leaves.append(_exchanged(have, want, axis, n, half if both else None))
         return tree_unflatten(leaves, tree)
 
     with Scope(model.pipe).opened() as scope, scope.hooked(model.network, before=before):
         yield
+
+
+def _exchanged(have: Any, want: Any, axis: Any, n: int, half: int | None) -> Any:
+    """Put one image's `want` in the place of n images' `have`, or of one half of it."""
+    if isinstance(axis, tuple):
+        many = zip(have, want, axis, strict=True)
+        return [h if a is None else _exchanged(h, w, a, n, half) for h, w, a in many]
+    if isinstance(have, list):
+        rows, start = [w.detach().to(have[0]) for w in want] * n, n * (half or 0)
+        return [*have[:start], *rows, *have[start + n :]]
+    parts = [have] if half is None else list(have.chunk(2, dim=axis))
+    parts[half or 0] = repeated(want.detach().to(have), n, axis)
+    return torch.cat(parts, dim=axis)
 
 
 def guided_run(model: TextToImage, z: Tensor, run: Any) -> bool:

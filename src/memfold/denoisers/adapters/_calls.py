@@ -20,6 +20,7 @@ from memfold.types import InputError
 
 from .scope import Scope, own_calls
 
+Axis = int | tuple[Any, ...] | None
 _SAMPLE = ("sample", "hidden_states", "x", "latents")
 _TIME = ("timestep", "timesteps", "t")
 
@@ -47,7 +48,7 @@ class Call:
         """Places of the latent and of the time among the arguments."""
         return _place(self, 0, _SAMPLE, "latent"), _place(self, 1, _TIME, "time")
 
-    def get(self, place: int | str) -> Tensor:
+    def get(self, place: int | str) -> Any:
         """Return the argument at a place."""
         return self.args[place] if isinstance(place, int) else self.kwargs[place]
 
@@ -180,13 +181,14 @@ class Condition:
         prompt: the words, for reports.
         args: positional arguments; None stands at the places of latent and time.
         kwargs: keyword arguments; None stands for latent and time.
-        axes: for each leaf of (args, kwargs), which axis is the batch; None for none.
+        axes: for each leaf of (args, kwargs), which axis is the batch; None for none. A list of
+            tensors is one leaf: with 0, of one tensor an image; with an axis for each tensor else.
     """
 
     prompt: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    axes: tuple[int | None, ...]
+    axes: tuple[Axis, ...]
 
     def expanded(self, n: int) -> tuple[list[Any], dict[str, Any]]:
         """Return arguments for a batch of n."""
@@ -212,17 +214,19 @@ def strip(call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs
 
 
-def repeated(leaf: Any, n: int, axis: int | None) -> Any:
+def repeated(leaf: Any, n: int, axis: Axis) -> Any:
     """Repeat a leaf of one image for n; a leaf without a batch stays as it is."""
     if axis is None:
         return leaf
+    if isinstance(axis, tuple):
+        return [repeated(one, n, own) for one, own in zip(leaf, axis, strict=True)]
     if isinstance(leaf, list):
         return leaf * n
     size = [n if i == axis else k for i, k in enumerate(leaf.shape)]
     return leaf.expand(size).contiguous()
 
 
-def batch_axes(one: Call, two: Call) -> tuple[int | None, ...]:
+def batch_axes(one: Call, two: Call) -> tuple[Axis, ...]:
     """Find the axis of each leaf that grew with the number of images, from 1 to 2.
 
     Raises:
@@ -237,9 +241,12 @@ def batch_axes(one: Call, two: Call) -> tuple[int | None, ...]:
     return tuple(_batch_axis(x, y) for x, y in zip(a, b, strict=True))
 
 
-def _batch_axis(x: Any, y: Any) -> int | None:
-    if _is_ragged(x) and _is_ragged(y):
-        return 0 if len(y) == 2 * len(x) else None
+def _batch_axis(x: Any, y: Any) -> Axis:
+    if _is_ragged(x) and _is_ragged(y) and len(x) == len(y):  # such as one a picture
+        each = tuple(_batch_axis(a, b) for a, b in zip(x, y, strict=True))
+        return None if all(axis is None for axis in each) else each
+    if _is_ragged(x) and _is_ragged(y) and len(y) == 2 * len(x):  # one an image
+        return 0
     if not isinstance(x, Tensor) or (isinstance(y, Tensor) and x.shape == y.shape):
         return None
     if isinstance(y, Tensor) and x.ndim == y.ndim:
@@ -253,14 +260,20 @@ def _batch_axis(x: Any, y: Any) -> int | None:
     )
 
 
-def pieces(leaf: Any, of: int, axis: int) -> list[Any]:
+def pieces(leaf: Any, of: int, axis: Any) -> list[Any]:
     """Part a leaf's batch into equal parts, and take the first image of each."""
+    if isinstance(axis, tuple):
+        each = [
+            [one] * of if own is None else pieces(one, of, own)
+            for one, own in zip(leaf, axis, strict=True)
+        ]
+        return [list(parts) for parts in zip(*each, strict=True)]
     if isinstance(leaf, list):
         return [[leaf[i * len(leaf) // of]] for i in range(of)]
     return [piece.narrow(axis, 0, 1) for piece in leaf.chunk(of, dim=axis)]
 
 
-def part(call: Call, axes: tuple[int | None, ...], index: int, of: int, prompt: str) -> Condition:
+def part(call: Call, axes: tuple[Axis, ...], index: int, of: int, prompt: str) -> Condition:
     """Take one of the equal parts of a call's batch (a half of guidance) as a condition."""
     leaves, tree = flatten(strip(call))
     own = [

@@ -12,7 +12,7 @@ from torch import Tensor
 from memfold.denoisers.guidance import Rule, read_rule, rules, unknown
 from memfold.types import InputError
 
-from ._calls import Call, Condition, Record, part, same
+from ._calls import Axis, Call, Condition, Record, part, same
 from ._runs import Runs
 
 GUIDED = 5.0  # a guidance scale for looking; any above 1 will do
@@ -30,7 +30,7 @@ class Halves:
     """
 
     calls: int
-    axes: tuple[int | None, ...]
+    axes: tuple[Axis, ...]
     first: tuple[Call, ...]
 
     def conditions(self, prompt: str) -> list[Condition]:
@@ -75,7 +75,7 @@ def _apart(off: list[float]) -> bool:
     return near < far and near * _APART <= far
 
 
-def read_halves(runs: Runs, record: Record, axes: tuple[int | None, ...]) -> Halves | None:
+def read_halves(runs: Runs, record: Record, axes: tuple[Axis, ...]) -> Halves | None:
     """Read the two halves off a guided run of one image; None where there is one alone.
 
     Args:

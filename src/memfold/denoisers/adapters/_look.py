@@ -14,7 +14,7 @@ from memfold.denoisers.parameterizations import FlowDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
-from ._calls import Condition, Record, batch_axes, first_tensor, part, strip
+from ._calls import Axis, Condition, Record, batch_axes, first_tensor, part, strip
 from ._halves import GUIDED, read_halves, rule_of
 from ._runs import NETWORKS, Runs
 
@@ -41,7 +41,7 @@ class Layout:
         rule: what the pipeline makes of both halves; None where there is one alone.
     """
 
-    axes: tuple[int | None, ...]
+    axes: tuple[Axis, ...]
     conditional: int | None
     calls: int
     scale: float
