@@ -35,9 +35,10 @@ class LPCA(NeighborsLID):
     With l_1 >= l_2 >= ... the eigenvalues of the covariance about the places' own mean:
 
     - "fukunaga-olsen" (Fukunaga and Olsen 1971): how many l_i >= threshold * l_1 (0.05);
-    - "fan" (Fan et al. 2010): after the mean of what lies beyond 95 % of the variance, taken as
-      noise, is subtracted, the fewest that explain a share `threshold` (0.8) or end at a gap
-      l_i / l_(i+1) > 10;
+    - "fan" (Fan et al. 2010): after the mean of all from where 95 % of the variance is exceeded,
+      taken as noise, is subtracted, the fewest that explain a share `threshold` (0.8) or end at a
+      gap l_i / l_(i+1) > 10. Low by construction: on a flat d-plane about 0.8 d, less 1 where few
+      neighbours make the l_i uneven. The same number as scikit-dimension's;
     - "ratio": the fewest that together explain a share `threshold` of the variance (0.95);
     - "participation": (sum l_i)^2 / sum l_i^2, not an integer; d for d equal eigenvalues, less
       otherwise, so that k samples of a d-dimensional Gaussian give about d / (1 + d / k);
@@ -130,12 +131,13 @@ class LPCA(NeighborsLID):
         threshold = default if self.threshold is None else self.threshold
         if self.version == "fukunaga-olsen":
             return _above(scatter, threshold)
-        values = torch.linalg.eigvalsh(scatter).flip(1)[:, : k - 1]  # descending
+        values = torch.linalg.eigvalsh(scatter).flip(1)[:, :k]  # descending
         values = values * (values > _ROUNDING * values[:, :1])
+        if self.version == "fan":  # which averages over all, the one that the mean takes away too
+            return _fan(values, threshold)
+        values = values[:, : k - 1]
         if self.version == "minka":
             return _minka(values / k, k, self.n_features_in_)
-        if self.version == "fan":
-            return _fan(values, threshold)
         return (_share(values) < threshold).sum(1).to(torch.float64) + 1
 
 
@@ -157,16 +159,12 @@ def _share(values: Float[Tensor, "b p"]) -> Float[Tensor, "b p"]:
 
 
 def _fan(values: Float[Tensor, "b p"], threshold: float) -> Float[Tensor, " b"]:
-    """Count as Fan et al. do; zeros are no eigenvalues of noise."""
-    before = (_share(values) > _FAN_SIGNAL).roll(1, 1)  # what stands beyond, not at, the limit
-    before[:, 0] = False
-    noise = before & (values > 0)
-    level = (values * noise).sum(1) / noise.sum(1).clamp_min(1)
-    signal = values - level[:, None]
-    following = torch.cat([signal[:, 1:], signal.new_zeros(len(signal), 1)], 1)
-    total = (signal * (values > 0)).sum(1, keepdim=True)
-    gap = (following > 0) & (signal > _FAN_GAP * following) | (signal > 0) & (following == 0)
-    stop = gap | (signal.cumsum(1) > threshold * total) | (values == 0)
+    """Count as Fan et al. do, by the rule as scikit-dimension has it."""
+    noise = (_share(values) > _FAN_SIGNAL).cummax(1).values
+    signal = values - ((values * noise).sum(1) / noise.sum(1))[:, None]
+    gap = signal[:, :-1] / signal[:, 1:] > _FAN_GAP
+    last = torch.ones(len(gap), 1, dtype=torch.bool, device=gap.device)
+    stop = torch.cat([gap, last], 1) | (_share(signal) > threshold)
     return stop.to(torch.float64).argmax(1).to(torch.float64) + 1
 
 
