@@ -22,7 +22,9 @@ from diffusers import (
     VQModel,
 )
 
+from memfold.denoisers.adapters._images import Latent
 from memfold.denoisers.adapters.diffusers import from_pipeline, load
+from memfold.denoisers.base import FunctionDenoiser
 from memfold.lid.dsm import dsm_lid
 from memfold.lid.flipd import flipd
 from memfold.types import InputError
@@ -255,6 +257,19 @@ def test_latents_are_scaled_like_the_pipeline_does(saved):
     torch.testing.assert_close(model.encode(images), z)
     torch.testing.assert_close(model.decode(z), out)
     assert model.encode(images).shape[1:] == model.shape
+
+
+def test_latents_are_shifted_before_they_are_scaled():
+    # as the pipelines of Stable Diffusion 3 and FLUX do: (z - shift) scale, and back
+    vae = autoencoder()
+    vae.register_to_config(shift_factor=0.31, scaling_factor=1.7)
+    images = torch.rand(2, 3, 16, 16, generator=seeded())
+    with torch.no_grad():
+        z = (vae.encode(images * 2 - 1).latent_dist.mean - 0.31) * 1.7
+        out = (vae.decode(z / 1.7 + 0.31).sample + 1) / 2
+    model = Latent(FunctionDenoiser(lambda x, sigma: x), vae)
+    torch.testing.assert_close(model.encode(images), z)
+    torch.testing.assert_close(model.decode(z), out)
 
 
 def test_quantized_latents(saved):

@@ -1,5 +1,7 @@
 """Slopes of explicit densities: against closed forms, FLIPD, and lines with known scatter."""
 
+import math
+
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
@@ -125,3 +127,36 @@ def test_large_dimensions_within_one():
 
 def _log(sigma):
     return torch.tensor(sigma).double().log()
+
+
+@pytest.mark.parametrize("method", ["fpregress", "lidl"])
+@pytest.mark.parametrize("n", [3, 5, 8])
+@pytest.mark.parametrize("dims", [(2, 5), (1, 12)])
+def test_the_error_covers_the_bend(method, n, dims):
+    # closed form: at the mean of a Gaussian of k unit variances, LID = k / (1 + sigma^2)
+    for k in dims:
+        x = torch.zeros(1, 20, dtype=torch.float64)
+
+        def log_prob(y, sigma, k=k):
+            return torch.tensor([-k / 2 * math.log(1 + sigma**2) - (20 - k) * math.log(sigma)])
+
+        for middle in (0.03, 0.1, 0.3, 0.6, 1.0):
+            grid = (middle * torch.logspace(-0.3, 0.3, n, dtype=torch.float64)).tolist()
+            models = {s: lambda y, s=s: log_prob(y, s).double() for s in grid}
+            given = (lambda y, s: log_prob(y, s).double(), x, grid)
+            result = fpregress(*given) if method == "fpregress" else lidl(models, x)
+            here, below = k / (1 + middle**2), k / (1 + grid[0] ** 2)
+            assert abs(float(result.lid) - here) < float(result.stderr)
+            assert abs(float(result.lid) - below) < 2 * float(result.stderr)
+            if middle <= 0.3:  # and all the way to the dimension itself
+                assert abs(float(result.lid) - k) < 2 * float(result.stderr)
+            assert float(result.stderr) < 2 * abs(below - k / (1 + grid[-1] ** 2))
+
+
+def test_scatter_alone_is_taken_for_little_bend():
+    u = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    values = 3 * u + 0.1 * torch.randn(4000, 9, generator=seeded(), dtype=torch.float64)
+    slope, stderr = slope_over_log(u.exp().tolist(), values, bent=True)
+    inside = ((slope - 3).abs() < 2 * stderr).double().mean()
+    assert 0.9 < float(inside) < 1
+    assert float(stderr.median()) < 2 * 0.1 / float((u @ u).sqrt())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import warnings
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from memfold.datasets import manifolds
-from memfold.lid._neighbors_base import PointMassWarning
+from memfold.lid._neighbors_base import CeilingWarning, PointMassWarning
 from memfold.lid.corrint import CorrInt
 from memfold.lid.empirical import EmpiricalLID
 from memfold.lid.ess import ESS
-from memfold.lid.lpca import LPCA
+from memfold.lid.lpca import LPCA, Version
 from memfold.lid.mle import MLE
 from memfold.lid.mom import MOM
 from memfold.lid.tle import TLE
@@ -152,9 +154,14 @@ class TestPlaces:
     @pytest.mark.parametrize("x", [np.eye(12), np.arange(12.0)[:, None]], ids=["simplex", "line"])
     def test_ties_leave_numbers(self, make, x):
         model = make(8)
-        lid, stderr = model.fit_predict_with_stderr(x)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lid, stderr = model.fit_predict_with_stderr(x)
         assert np.isfinite(lid).all()
-        assert np.isfinite(stderr).all()
+        # equal distances bound nothing: the number is a lower bound, and says so
+        bound = len(x) == x.shape[1] and not isinstance(model, ESS)
+        assert [w.category for w in caught] == [CeilingWarning] * bound
+        assert (np.isnan(stderr) if bound else np.isfinite(stderr)).all()
         assert np.isfinite(model.dimension_)
 
 
@@ -393,6 +400,7 @@ def test_correlation_integral_counts_pairs(cloud):
     assert CorrInt(20, inner=5).fit(x).dimension_ == pytest.approx(want, rel=1e-9)
 
 
+@pytest.mark.filterwarnings("ignore:.* a LID that is not below")  # few neighbours
 @pytest.mark.parametrize(
     "make",
     [
@@ -513,3 +521,31 @@ def test_options_are_checked():
     }.items():
         with pytest.raises(InputError, match=match):
             model.fit(x)
+
+
+@pytest.mark.parametrize("version", get_args(Version))
+@pytest.mark.parametrize(("k", "seed"), [(50, 0), (30, 1)])
+def test_local_pca_says_where_its_neighbours_do_not_suffice(version, k, seed):
+    # d free directions: k of them or more look alike to k neighbours, far fewer do not
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.standard_normal((150, 150)))[0]
+    model = LPCA(k, version=version)
+    for d, bound in ((k // 5, False), (k // 2, False), (2 * k, True), (150, True)):
+        x = rng.standard_normal((k + 1, d)) @ turn[:d]
+        x[-1] += 1e3  # so that all others are neighbours of their centre
+        fitted, center = model.fit(x + 7), np.full((1, 150), 7.0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            lid, stderr = fitted.predict_with_stderr(center)
+        assert [w.category for w in caught] == [CeilingWarning] * bound, (d, lid)
+        assert np.isnan(stderr[0]) == bound
+        if bound:
+            with pytest.warns(CeilingWarning, match=f"1 of 1 points .* not below the {k} n"):
+                fitted.predict(center)
+
+
+def test_a_space_that_is_filled_is_no_ceiling(rng):
+    x = rng.standard_normal((400, 6))
+    lid, stderr = LPCA(60).fit(x).predict_with_stderr(x[:5] / 4)
+    assert (lid == 6).all()
+    assert (stderr == 0).all()

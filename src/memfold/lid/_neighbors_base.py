@@ -30,6 +30,10 @@ class PointMassWarning(UserWarning):
     """Some points lie at a point mass of the reference: their LID is 0."""
 
 
+class CeilingWarning(UserWarning):
+    """Some points have a LID beyond what the neighbours can show: the number is a lower bound."""
+
+
 @dataclass(frozen=True)
 class Neighborhood:
     """The nearest places of a batch of points, a point's own place left out.
@@ -61,6 +65,10 @@ class NeighborsLID(BaseEstimator):
     near copy of a repeated image thus has LID 0, and a lone image whose nearest neighbours happen
     to be 40 copies of some far image has not. With too few places to measure, the LID is 0 too.
     A warning counts these points.
+
+    Where the answer stands at the most that a method can give, since the neighbours are all
+    equally far or the dimension is not below their number, it is a lower bound: a `CeilingWarning`
+    counts these points, and their standard error is NaN.
     """
 
     _min_neighbors: ClassVar[int] = 2
@@ -272,6 +280,27 @@ class NeighborsLID(BaseEstimator):
         rest = Neighborhood(near.distance[rows], near.place[rows], near.point_mass[rows])
         for part, offset in self._offsets(x[rows], rest):
             yield rows[part], offset @ offset.mT
+
+    def _bounded(
+        self, stderr: Float[Tensor, " m"], at_most: Bool[Tensor, " m"], near: Neighborhood, why: str
+    ) -> Float[Tensor, " m"]:
+        """Warn of LIDs at a method's ceiling, and take away their standard error."""
+        at_most = at_most & ~near.point_mass
+        if at_most.any():
+            warnings.warn(
+                f"{int(at_most.sum())} of {len(at_most)} points have a LID that {why}: it is a "
+                "lower bound, without a standard error; pass a larger n_neighbors",
+                CeilingWarning,
+                stacklevel=5,
+            )
+        return stderr.masked_fill(at_most, torch.nan)
+
+    def _tied(
+        self, lid: Float[Tensor, " m"], stderr: Float[Tensor, " m"], near: Neighborhood
+    ) -> Float[Tensor, " m"]:
+        """Do so where ties left no answer but the dimension of the space."""
+        tied = (lid == self.n_features_in_) & (self.n_features_in_ > 1)
+        return self._bounded(stderr, tied, near, "no distance bounds, since all are equal")
 
     def _warn(self, point_mass: Bool[Tensor, " m"], own: bool) -> None:
         count, total = int(point_mass.sum()), len(point_mass)

@@ -86,7 +86,8 @@ class CorrInt(NeighborsLID):
         flat = width <= 1e-9
         lid = mean / (width.masked_fill(flat, 1.0) * (1 + variance / mean**2))
         lid = lid.masked_fill(flat, float(self.n_features_in_))
-        return settle(lid, lid * math.sqrt(variance) / mean, near.point_mass)
+        stderr = self._tied(lid, lid * math.sqrt(variance) / mean, near)
+        return settle(lid, stderr, near.point_mass)
 
     def _global(self, lid: Float[Tensor, " n"]) -> float:
         if not (lid > 0).any():

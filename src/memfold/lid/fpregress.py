@@ -32,8 +32,9 @@ def fpregress(
         sigmas: at least 3 noise standard deviations, ascending; a narrow grid measures one scale.
 
     Returns:
-        LID at the geometric mean of the sigmas. Nothing is random here: the standard error is that
-        of the slope about a straight line, which also tells of curvature, shape (b,).
+        LID at the geometric mean of the sigmas, shape (b,). Nothing is random here: the standard
+        error is that of the slope about a straight line, and half of how much the slope changes
+        over the grid. It so reaches the LIDs of all scales of the grid, and of none below it.
 
     Raises:
         InputError: points, sigmas or log densities that cannot be used.
@@ -48,30 +49,43 @@ def fpregress(
     grid = check_grid(sigmas)
     check_batch(x)
     rows = [check_log_prob(log_prob(x, s), x, s) for s in grid]
-    slope, stderr = slope_over_log(grid, torch.stack(rows, 1))
+    slope, stderr = slope_over_log(grid, torch.stack(rows, 1), bent=True)
     scale = float(torch.tensor(grid, dtype=torch.float64).log().mean().exp())
     lid = x[0].numel() + slope
     return Estimate(lid.to(x), stderr.to(x), scale, f"FPRegress ({len(grid)} scales), points")
 
 
 def slope_over_log(
-    sigmas: Sequence[float], values: Float[Tensor, "b s"]
+    sigmas: Sequence[float], values: Float[Tensor, "b s"], *, bent: bool = False
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """Fit a line to values over log sigma by least squares.
 
     Args:
         sigmas: at least 3.
         values: one row a sample.
+        bent: whether the lines may bend: half of the change of slope over the grid, by a parabola,
+            is then part of the error, less what scatter alone would make of it.
 
     Returns:
-        The slopes and their standard errors, sqrt(RSS / (s - 2) / sum (u - mean u)^2), (b,) each.
+        The slopes and their standard errors, sqrt(RSS / (s - 2) / sum (u - mean u)^2) for straight
+        lines, shape (b,) each.
     """
     u = torch.tensor(sigmas, dtype=torch.float64, device=values.device).log()
     u, y = u - u.mean(), values.double()
     y = y - y.mean(1, keepdim=True)
     slope = (y @ u) / (u @ u)
     rest = ((y - slope[:, None] * u) ** 2).sum(1)
-    return slope, (rest / (len(u) - 2) / (u @ u)).sqrt()
+    square = rest / (len(u) - 2) / (u @ u)
+    return slope, (square + _lack(u, y - slope[:, None] * u) if bent else square).sqrt()
+
+
+def _lack(u: Float[Tensor, " s"], rest: Float[Tensor, "b s"]) -> Float[Tensor, " b"]:
+    """Square half the change of slope over the grid, by the parabola that the residuals follow."""
+    bow = u**2 - (u**2).mean() - u * ((u**3).sum() / (u @ u))  # orthogonal to 1 and u
+    height = (rest @ bow) / (bow @ bow)
+    left = ((rest - height[:, None] * bow) ** 2).sum(1)
+    scatter = left / max(len(u) - 3, 1) / (bow @ bow)
+    return (height**2 - scatter).clamp_min(0) * (u[-1] - u[0]) ** 2
 
 
 def check_grid(sigmas: Sequence[float]) -> list[float]:

@@ -29,7 +29,8 @@ def lidl(
         x: points, shape (b, *d).
 
     Returns:
-        LID at the geometric mean of the sigmas, and the standard error of the slope, shape (b,).
+        LID at the geometric mean of the sigmas, and the standard error of the slope with half of its
+        change over the grid, as in `fpregress`, shape (b,).
 
     Raises:
         InputError: points, sigmas or log densities that cannot be used.
@@ -45,7 +46,7 @@ def lidl(
     check_batch(x)
     models = dict(sorted(log_probs.items()))
     rows = [check_log_prob(f(x), x, s) for s, f in models.items()]
-    slope, stderr = slope_over_log(grid, torch.stack(rows, 1))
+    slope, stderr = slope_over_log(grid, torch.stack(rows, 1), bent=True)
     scale = float(torch.tensor(grid, dtype=torch.float64).log().mean().exp())
     lid = x[0].numel() + slope
     return Estimate(lid.to(x), stderr.to(x), scale, f"LIDL ({len(grid)} models), points")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -46,8 +47,10 @@ class LPCA(NeighborsLID):
       directions and equal noise in all others of the space, which it needs: 1 to rank - 1, or the
       rank itself where the places span less of the space than they could.
 
-    No count exceeds k - 1: take k well above the dimension in question. LID is 0 at point masses,
-    by the rule of the base class; `dimension_` is the mean over all other points.
+    No count exceeds k - 1: take k well above the dimension in question. Where the count is that of
+    k free directions or more, as far as k places can show, a `CeilingWarning` says so and the
+    standard error is NaN. LID is 0 at point masses, by the rule of the base class; `dimension_` is
+    the mean over all other points.
 
     The standard error is a grouped jackknife: the neighbours are dealt by rank into g = 10
     groups, LID_i leaves group i out, and stderr^2 = (g - 1) / g * sum (LID_i - mean)^2. (Leaving
@@ -95,11 +98,16 @@ class LPCA(NeighborsLID):
     ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
         near = self._neighborhood(x, own)
         k = near.distance.shape[1]
-        lid, stderr = near.distance.new_zeros(2, len(x))
+        lid, stderr, seen = near.distance.new_zeros(3, len(x))
         for part, matrix, wide in self._matrices(x, near, want_stderr) if k else ():
             lid[part] = self._count(matrix, wide)
+            if self.version == "minka":  # whose own answer falls again beyond k directions
+                seen[part] = _participation(_scatter(matrix, wide))
             if want_stderr:
                 stderr[part] = grouped_jackknife(k, partial(self._kept, matrix, wide))
+        if 1 < k <= x.shape[1]:
+            at_most = (seen if self.version == "minka" else lid) >= self._ceiling(k)
+            stderr = self._bounded(stderr, at_most, near, f"is not below the {k} neighbours")
         return settle(lid, stderr, near.point_mass)
 
     def _matrices(
@@ -119,26 +127,56 @@ class LPCA(NeighborsLID):
 
     def _count(self, matrix: Float[Tensor, "b k _"], wide: bool) -> Float[Tensor, " b"]:
         """Read the dimension off the neighbours, by their Gram matrix if the space is wide."""
-        k = matrix.shape[1]
-        if wide:
-            scatter = centered(matrix)
-        else:
-            matrix = matrix - matrix.mean(1, keepdim=True)
-            scatter = matrix.mT @ matrix
+        k, scatter = matrix.shape[1], _scatter(matrix, wide)
         if self.version == "participation":
-            return scatter.diagonal(dim1=1, dim2=2).sum(1) ** 2 / scatter.square().sum((1, 2))
-        default = _THRESHOLDS.get(self.version, 0.0)
-        threshold = default if self.threshold is None else self.threshold
+            return _participation(scatter)
         if self.version == "fukunaga-olsen":
-            return _above(scatter, threshold)
-        values = torch.linalg.eigvalsh(scatter).flip(1)[:, :k]  # descending
+            return _above(scatter, self._threshold)
+        return self._read(torch.linalg.eigvalsh(scatter).flip(1)[:, :k], k)
+
+    def _read(self, values: Float[Tensor, "b p"], k: int) -> Float[Tensor, " b"]:
+        """Read the dimension off eigenvalues in descending order."""
         values = values * (values > _ROUNDING * values[:, :1])
         if self.version == "fan":  # which averages over all, the one that the mean takes away too
-            return _fan(values, threshold)
+            return _fan(values, self._threshold)
         values = values[:, : k - 1]
         if self.version == "minka":
             return _minka(values / k, k, self.n_features_in_)
-        return (_share(values) < threshold).sum(1).to(torch.float64) + 1
+        return (_share(values) < self._threshold).sum(1).to(torch.float64) + 1
+
+    @property
+    def _threshold(self) -> float:
+        default = _THRESHOLDS.get(self.version, 0.0)
+        return default if self.threshold is None else self.threshold
+
+    def _ceiling(self, k: int) -> float:
+        """Give the answer for k free directions, which k neighbours cannot tell from any more.
+
+        The covariance of k Gaussian points in k directions has the eigenvalues s^2, s after the
+        quarter-circle law (Marchenko and Pastur 1967).
+        """
+        s = torch.linspace(0, 2, 4001, dtype=torch.float64)
+        below = (s * (4 - s**2).sqrt() / 2 + 2 * (s / 2).asin()) / math.pi
+        middle = 1 - (torch.arange(k - 1, dtype=torch.float64) + 0.5) / (k - 1)
+        values = torch.from_numpy(np.interp(middle, below, s))[None].square()
+        if self.version in ("participation", "minka"):
+            return float(values.sum() ** 2 / values.square().sum())
+        if self.version == "fukunaga-olsen":
+            return float((values >= self._threshold * values[0, 0]).sum())
+        padded = torch.cat([values, torch.zeros_like(values[:, :1])], 1)
+        return float(self._read(padded, k))
+
+
+def _scatter(matrix: Float[Tensor, "b k _"], wide: bool) -> Float[Tensor, "b p p"]:
+    """Sum the neighbours' products about their mean, over the space or over the neighbours."""
+    if wide:
+        return centered(matrix)
+    matrix = matrix - matrix.mean(1, keepdim=True)
+    return matrix.mT @ matrix
+
+
+def _participation(scatter: Float[Tensor, "b p p"]) -> Float[Tensor, " b"]:
+    return scatter.diagonal(dim1=1, dim2=2).sum(1) ** 2 / scatter.square().sum((1, 2))
 
 
 def _above(scatter: Float[Tensor, "b p p"], threshold: float) -> Float[Tensor, " b"]:

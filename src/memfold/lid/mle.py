@@ -82,8 +82,9 @@ class MLE(NeighborsLID):
         if k == 0:
             return near.distance.sum(1), near.distance.sum(1)
         logs = near.distance[:, -1:].log() - near.distance.log()
-        lid = pareto_lid(logs.sum(1), k - 1, self.n_features_in_) * self._factor(k)
-        return settle(lid, lid / math.sqrt(k - 2), near.point_mass)
+        lid = pareto_lid(logs.sum(1), k - 1, self.n_features_in_)
+        stderr = self._tied(lid, lid * self._factor(k) / math.sqrt(k - 2), near)
+        return settle(lid * self._factor(k), stderr, near.point_mass)
 
     def _factor(self, k: int) -> float:
         return 1.0 if self.bias_correction else (k - 1) / (k - 2)

@@ -19,7 +19,7 @@ class MOM(NeighborsLID):
         LID = m / (1 - m),    standard error = (LID + 1) sqrt(LID / ((LID + 2) (k - 1))),
 
     the latter by the delta method. Taking r_k itself into the mean, as published, and inverting a
-    mean make LID high by some (d + d (d + 1) / (d + 2)) / (k - 1) on flat data, which a density
+    mean make LID high by some (d + 1 + d (d + 1) / (d + 2)) / k on flat data, which a density
     that falls inside the ball more than undoes in many dimensions. Less efficient than `MLE`, but
     the smallest distances, where noise sits, weigh less.
 
@@ -58,4 +58,4 @@ class MOM(NeighborsLID):
         flat = 1 - mean <= 1e-9
         lid = (mean / (1 - mean)).masked_fill(flat, float(self.n_features_in_))
         stderr = (lid + 1) * (lid / ((lid + 2) * (k - 1))).sqrt()
-        return settle(lid, stderr, near.point_mass)
+        return settle(lid, self._tied(lid, stderr, near), near.point_mass)

@@ -65,6 +65,7 @@ class TLE(NeighborsLID):
                 fewer = used.sum(1) + used.sum(2) - used.diagonal(dim1=1, dim2=2)
                 without = self._ratio(total[:, None] - less, count[:, None] - fewer)
                 stderr[part] = (without.var(1, correction=0) * (k - 1)).sqrt()
+        stderr = self._tied(lid, stderr, near) if k else stderr
         return settle(lid, stderr, near.point_mass)
 
     def _ratio(self, total: Float[Tensor, "*b"], count: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:

@@ -69,7 +69,8 @@ class TwoNN(NeighborsLID):
             self._log_ratio = itself
         total = itself + self._ratios(near.place).sum(1)
         lid = pareto_lid(total, k + 1, self.n_features_in_)
-        return settle(lid, 1.2 * lid / math.sqrt(k - 1), near.point_mass)
+        stderr = self._tied(lid, 1.2 * lid / math.sqrt(k - 1), near)
+        return settle(lid, stderr, near.point_mass)
 
     def _ratios(self, place: Int[Tensor, "m k"]) -> Float[Tensor, "m k"]:
         """Give log mu of the places asked for, and search for no others."""
