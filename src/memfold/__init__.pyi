@@ -23,6 +23,7 @@ from .lid.mom import MOM as MOM
 from .lid.normal_bundle import normal_bundle as normal_bundle
 from .lid.sampler import sampler_lid as sampler_lid
 from .lid.scale import knee as knee
+from .lid.scale import knee_interval as knee_interval
 from .lid.scale import lid_curve as lid_curve
 from .lid.scale import plateau as plateau
 from .lid.spectral import spectral_lid as spectral_lid

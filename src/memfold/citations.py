@@ -598,6 +598,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "decoder_slope": ("kamkari2024flipd",),
     "sampler_lid": ("ross2025memorization",),
     "knee": ("satopaa2011kneedle",),
+    "knee_interval": ("satopaa2011kneedle",),
     # data side
     "EmpiricalLID": ("kamkari2024flipd",),
     "MLE": ("levina2004mle", "mackay2005mle"),

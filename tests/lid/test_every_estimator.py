@@ -15,7 +15,7 @@ from tests.decoders.worlds import smooth
 from tests.oracles import mixture, rotation, seeded
 
 N, D, K, SIGMA = 4, 20, 2, 0.1
-NO_ESTIMATORS = {"lid_curve", "knee", "plateau"}  # they choose a scale
+NO_ESTIMATORS = {"lid_curve", "knee", "knee_interval", "plateau"}  # they choose a scale
 
 
 def near_subspace(n):

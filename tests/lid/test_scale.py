@@ -6,7 +6,14 @@ import torch
 
 from memfold.lid.dsm import dsm_lid
 from memfold.lid.flipd import flipd
-from memfold.lid.scale import ESTIMATORS, default_sigmas, knee, lid_curve, plateau
+from memfold.lid.scale import (
+    ESTIMATORS,
+    default_sigmas,
+    knee,
+    knee_interval,
+    lid_curve,
+    plateau,
+)
 from memfold.lid.spectral import spectral_lid
 from memfold.types import Curve, InputError
 from tests.oracles import gaussian, gaussian_points, seeded
@@ -50,6 +57,35 @@ def test_knee_is_free_of_units():
     index = knee(both)
     assert index[0] == index[1]
     assert knee(curve(100 * SIGMAS, values)) == index[0]
+
+
+@pytest.mark.parametrize("noise", [0.5, 3.0])
+@pytest.mark.parametrize("told", [True, False])
+def test_interval_of_the_knee_holds_it(noise, told):
+    # errors that the standard error tells of, and errors that no noise of its own averages out
+    values = soft(100, 0.01) + soft(5, 30.0)
+    truth = int(knee(curve(SIGMAS, values)))
+    lid = values + noise * torch.randn(400, 41, generator=seeded(), dtype=torch.float64)
+    stderr = torch.full_like(lid, noise if told else 0.0)
+    many = Curve(SIGMAS, lid, stderr, "")
+    low, high = knee_interval(many)
+    inside = ((low <= truth) & (truth <= high)).double().mean()
+    assert float(inside) > 0.95 - 2 * (0.05 / 400) ** 0.5
+    assert bool(((low <= knee(many)) & (knee(many) <= high)).all())
+    if noise < 1:  # and says where it is not: an error of 1 % of the range is no excuse for more
+        assert float((high - low).double().mean()) < 41 / 2
+
+
+def test_interval_of_a_sure_knee_is_a_step_each_way_and_of_no_knee_everything():
+    u = SIGMAS.log10()
+    values = torch.where(u < -1, 100 - 40 * (u + 3), 20 - 2 * (u + 1))
+    index = int(knee(curve(SIGMAS, values)))
+    assert [int(i) for i in knee_interval(curve(SIGMAS, values))] == [index - 1, index + 1]
+    flat = curve(SIGMAS, torch.full((41,), 7.0) + torch.randn(41, generator=seeded()))
+    low, high = knee_interval(Curve(SIGMAS, flat.lid, torch.ones_like(flat.lid), ""))
+    assert int(high - low) > 20
+    with pytest.raises(InputError, match="a curve of 2 scales has no knee"):
+        knee_interval(curve([0.1, 0.2], [3, 2]))
 
 
 def test_plateau_at_both_scales():

@@ -104,6 +104,10 @@ def knee(curve: Curve) -> Int[Tensor, " b"]:
     A falling convex curve bends where it lies furthest below the chord of its ends, both axes
     scaled to [0, 1]. FLIPD's default choice of sigma.
 
+    The knees of single images scatter over a factor of several, at any number of noises: a curve
+    is nearly as far below its chord for a wide range of scales (`knee_interval` says how wide), and
+    images differ. For one scale, take the knee of the mean curve, as the audit does.
+
     Args:
         curve: at least 3 scales.
 
@@ -113,13 +117,62 @@ def knee(curve: Curve) -> Int[Tensor, " b"]:
     Raises:
         InputError: fewer than 3 scales.
     """
+    return _below_chord(curve)[0].argmax(1)
+
+
+def knee_interval(curve: Curve) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
+    """Find the scales between which the knee of each curve may lie, as far as its errors tell.
+
+    All scales at which the curve may be as far below its chord as at the knee: the two differ by
+    less than 2 of their standard errors. These are the curve's own, those of its two ends, which
+    hold the chord, and what the curve strays from a smooth one, by its third differences: there
+    stands the part of an estimate that no noise of its own averages out. One step of the grid is
+    added on both sides, since the knee may lie between two scales.
+
+    Args:
+        curve: at least 3 scales, with standard errors.
+
+    Returns:
+        Indices into `curve.sigmas` of the smallest and the largest of these scales, (b,) each; the
+        whole grid where the curve is flat within its errors.
+
+    Raises:
+        InputError: fewer than 3 scales.
+
+    >>> import torch
+    >>> sigmas = torch.logspace(-2, 0, 9)
+    >>> lid = torch.tensor([[90.0, 70.0, 50.0, 30.0, 10.0, 9.0, 8.0, 7.0, 6.0]])
+    >>> [int(i) for i in knee_interval(Curve(sigmas, lid, 0.5 * torch.ones(1, 9), "made up"))]
+    [3, 5]
+    """
+    below, u, span = _below_chord(curve)
+    stray = curve.lid.diff(n=3, dim=1) / 20**0.5  # of noise with unit variance: 1
+    rough = stray.abs().median(1, keepdim=True).values / 0.6745 if stray.shape[1] else 0
+    error = (curve.stderr.nan_to_num(0) ** 2 + rough**2).sqrt() / span
+    knee = below.argmax(1, keepdim=True)
+    ends = (u * error[:, -1:]) ** 2 + ((1 - u) * error[:, :1]) ** 2
+    at_knee = error.gather(1, knee) ** 2 + ends.gather(1, knee)
+    gap = below.amax(1, keepdim=True) - below
+    near = gap <= 2 * (error**2 + ends + at_knee).sqrt()
+    last = near.shape[1] - 1
+    first = near.to(torch.int8).argmax(1)
+    final = last - near.flip(1).to(torch.int8).argmax(1)
+    return (first - 1).clamp_min(0), (final + 1).clamp_max(last)
+
+
+def _below_chord(curve: Curve) -> tuple[Tensor, Tensor, Tensor]:
+    """Return how far each curve lies below its chord, where on it, and the curve's range.
+
+    Raises:
+        InputError: fewer than 3 scales.
+    """
     if len(curve.sigmas) < 3:
         raise InputError(f"a curve of {len(curve.sigmas)} scales has no knee; give 3 or more")
     u = curve.sigmas.log()
     u = ((u - u[0]) / (u[-1] - u[0])).to(curve.lid)
     low, high = curve.lid.amin(1, keepdim=True), curve.lid.amax(1, keepdim=True)
-    v = (curve.lid - low) / (high - low).clamp_min(1e-12)
-    return (1 - u - v).argmax(1)
+    span = (high - low).clamp_min(1e-12)
+    return 1 - u - (curve.lid - low) / span, u, span
 
 
 def plateau(curve: Curve, *, width: int = 3) -> Int[Tensor, " b"]:
