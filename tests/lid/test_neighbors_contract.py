@@ -492,7 +492,7 @@ FAN = [
 
 
 def plane_with_noise(d, space, k, noise, seed):
-    r = np.random.RandomState(seed)  # noqa: NPY002 (its numbers never change)
+    r = np.random.RandomState(seed)
     points = []
     for draw in (r.standard_normal, lambda size: r.uniform(size=size)):
         flat = draw((k, d)) @ np.linalg.qr(r.standard_normal((space, d)))[0].T

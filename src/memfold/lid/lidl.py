@@ -29,8 +29,8 @@ def lidl(
         x: points, shape (b, *d).
 
     Returns:
-        LID at the geometric mean of the sigmas, and the standard error of the slope with half of its
-        change over the grid, as in `fpregress`, shape (b,).
+        LID at the geometric mean of the sigmas, and the standard error of the slope with half of
+        its change over the grid, as in `fpregress`, shape (b,).
 
     Raises:
         InputError: points, sigmas or log densities that cannot be used.
