@@ -20,7 +20,7 @@ from memfold.explain.attribution import WRT, Attribution, attribute
 from memfold.files import write_bytes, write_text
 from memfold.lid.scale import default_sigmas, lid_curve
 from memfold.memorization.band import Band, prompts_needed
-from memfold.memorization.calibrate import ATTENTION, SCORES, calibrate, weights_digest
+from memfold.memorization.calibrate import ATTENTION, SCORES, calibrate, conditions_of
 from memfold.memorization.prompt_scores import score_name
 from memfold.mitigation import METHODS, mitigate
 from memfold.report.prompt_figures import explanation_page
@@ -247,9 +247,7 @@ def mitigated(
     limits = None if band is None else Band.load(band)
     model = scoring.load()
     if limits is not None:
-        guidance = guidance_of(model, scoring.options())
-        digest = weights_digest(model.network)
-        limits.check(pipeline=model.name, digest=digest, guidance_scale=guidance)
+        limits.check(**conditions_of(model, scoring.options()))
     before = generate_watched(model, prompt, scoring.seeds, attention=False, **scoring.options())
     weights, own = None, {}
     if data is not None:
@@ -290,7 +288,7 @@ def _left(band: Band, generation: Generation) -> list[bool]:
     for view in generation.views:
         for name in band.scores:
             values = getattr(view, name)
-            if values is None:
+            if values is None or not bool(torch.isfinite(values).all()):
                 raise InputError(f"the band judges {name}, which this run does not show")
             limit = band.limit(view.sigma, name)
             found = [had or bool(v > limit) for had, v in zip(found, values, strict=True)]

@@ -6,7 +6,8 @@ import json
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import ceil, log
+from itertools import pairwise
+from math import ceil, isfinite, isnan, log
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from memfold.types import InputError
 _MAD = 1.4826  # standard deviation of a normal variable over its median absolute deviation
 _ROOM = 1.25  # factor beyond the calibrated noise levels in which the end values are held
 _LEAST = 10  # fewer prompts give no centre and no scale
+_VERSIONS = frozenset({"memfold", "diffusers", "torch"})  # recorded, not compared
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,11 @@ class Band:
         alpha: wanted false-positive rate of a call.
         n: ordinary prompts that it was fitted to.
         images: images of a prompt that were judged together.
-        conditions: what the runs had in common: pipeline, digest of its weights, guidance, steps.
+        conditions: what the runs had in common, and the band holds for: pipeline, digest of its
+            weights, scheduler, arguments of the call.
+
+    Raises:
+        InputError: a value is NaN, of a wrong type or length, or out of order.
     """
 
     scores: tuple[str, ...]
@@ -47,6 +53,27 @@ class Band:
     n: int
     images: int
     conditions: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Refuse what would let a run through unjudged: NaN compares as within any limit."""
+        steps, names = len(self.sigmas), set(self.scores)
+        tables = [table for part in (self.centre, self.scale) for table in part.values()]
+        numbers = [*self.sigmas, *(v for table in tables for v in table)]
+        for wrong, what in (
+            (not names or len(names) < len(self.scores), "scores: name one or more, each once"),
+            (not all(_is_text(s) for s in self.scores), "scores: names are texts"),
+            (not names == set(self.centre) == set(self.scale), "centre, scale: one row a score"),
+            (not steps or any(len(t) != steps for t in tables), "one value a sigma in each row"),
+            (not all(_is_number(v) for v in numbers), "a value is no finite number"),
+            (any(a >= b for a, b in pairwise((0.0, *self.sigmas))), "sigmas: ascending, above 0"),
+            (any(not v > 0 for t in self.scale.values() for v in t), "scale: above 0"),
+            (not _is_number(self.threshold, infinite=True), "threshold: a number"),
+            (not _is_number(self.alpha) or not 0 < self.alpha < 1, "alpha: between 0 and 1"),
+            (not all(_is_count(v) for v in (self.n, self.images)), "n, images: 1 or more"),
+            (not isinstance(self.conditions, Mapping), "conditions: a mapping"),
+        ):
+            if wrong:
+                raise InputError(f"this is no band ({what}); write it with memfold calibrate")
 
     @property
     def score(self) -> str:
@@ -87,27 +114,29 @@ class Band:
         return centre + self.threshold * scale
 
     def fires(self, sigma: float, score: float | Mapping[str, float]) -> bool:
-        """Tell whether a score, or any of several by name, leaves the band at a noise level."""
-        if not isinstance(score, Mapping):
-            return bool(score > self.limit(sigma))
-        return any(bool(value > self.limit(sigma, name)) for name, value in score.items())
+        """Tell whether a score, or any of several by name, leaves the band at a noise level.
+
+        Raises:
+            InputError: a score is NaN, of which nothing can be told.
+        """
+        named = score if isinstance(score, Mapping) else {self.score: score}
+        if any(isnan(value) for value in named.values()):
+            raise InputError("a score is NaN; whether it leaves the band cannot be told")
+        return any(bool(value > self.limit(sigma, name)) for name, value in named.items())
 
     def check(self, **conditions: Any) -> None:
         """Refuse a run under other conditions than the calibrated ones.
 
         Args:
-            conditions: what holds now: pipeline, digest, guidance_scale ...; None for not known.
+            conditions: what holds now: pipeline, digest, arguments ...; None for not known. What
+                the band does not record is not compared, nor are versions of software.
 
         Raises:
             InputError: one of them differs.
         """
         for name, now in conditions.items():
-            then = self.conditions.get(name)
-            if then is not None and now is not None and now != then:
-                raise InputError(
-                    f"the band was calibrated with {name} = {then}, and here it is {now}; "
-                    "calibrate anew with memfold calibrate"
-                )
+            if name in self.conditions and now is not None and name not in _VERSIONS:
+                _compare(name, self.conditions[name], now)
 
     def save(self, path: str | Path) -> None:
         """Write the band as JSON.
@@ -115,6 +144,8 @@ class Band:
         Raises:
             InputError: the file cannot be written.
         """
+        if not isfinite(self.threshold):
+            raise InputError(f"threshold = {self.threshold}: such a band can be used, not written")
         text = json.dumps({"memfold": "band", **asdict(self)}, indent=1)
         try:
             write_text(path, text + "\n")
@@ -134,24 +165,22 @@ class Band:
         Raises:
             InputError: it is missing, or no band.
         """
-        no_band = f"{path} is no band; write it with memfold calibrate"
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
-            kind = found.pop("memfold")
-            for name in ("centre", "scale"):
-                found[name] = {k: _numbers(v) for k, v in found[name].items()}
-            found |= {"sigmas": _numbers(found["sigmas"]), "scores": tuple(found["scores"])}
-            band = Band(**found)
-            lengths = {len(part[s]) for part in (band.centre, band.scale) for s in band.scores}
+            found = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_constant)
+            if not isinstance(found, dict) or found.pop("memfold", None) != "band":
+                raise InputError("it does not say that it is one")
+            rows = {k: {s: tuple(v) for s, v in found[k].items()} for k in ("centre", "scale")}
+            scores = found["scores"]
+            if not isinstance(scores, list):
+                raise InputError("scores: a list")
+            found |= rows | {"sigmas": tuple(found["sigmas"]), "scores": tuple(scores)}
+            return Band(**found)
         except OSError as error:
             raise InputError(
                 f"{path} cannot be read ({error.strerror}); write it with memfold calibrate"
             ) from error
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(no_band) from error
-        if kind != "band" or lengths != {len(band.sigmas)} or not np.isfinite(band.threshold):
-            raise InputError(no_band)
-        return band
+            raise InputError(f"{path} is no band; write it with memfold calibrate") from error
 
 
 def fit_band(
@@ -264,3 +293,42 @@ def _location(table: ndarray) -> tuple[ndarray, ndarray]:
 
 def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
+
+
+def _compare(name: str, then: Any, now: Any) -> None:
+    """Refuse what differs, down to the entry of a mapping that does."""
+    if isinstance(then, Mapping) and isinstance(now, Mapping):
+        for key in dict.fromkeys([*then, *now]):
+            _compare(str(key), then.get(key), now.get(key))
+        return
+    if now != then:
+        raise InputError(
+            f"the band was calibrated with {name} = {_short(then)}, and here it is {_short(now)}; "
+            "it holds for nothing else: use what was calibrated, or calibrate anew with this"
+        )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_number(value: Any, *, infinite: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return isfinite(value) or (infinite and not isnan(value))
+    except OverflowError:
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _no_constant(name: str) -> Any:
+    raise InputError(f"{name} is no finite number")

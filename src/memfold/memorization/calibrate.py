@@ -14,10 +14,12 @@ from tqdm import tqdm
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.sampling.arguments import argument_of, guidance_of
 from memfold.sampling.monitor import Monitor
+from memfold.sampling.view import StepView
 from memfold.tensors import text_seed
 from memfold.types import InputError
 
 from .band import Band, fit_band, prompts_needed
+from .conditions import arguments_of, negative_of, parts_of, scheduler_of, switches_of
 
 Compute = Callable[[], dict[str, Any]]
 SCORES = ("cfg_norm", "guided_score_norm")
@@ -54,13 +56,15 @@ def calibrate(
         keep: called with the number of a prompt and the function that runs it; returns what that
             returned, now or in an earlier run. This is how a run that was stopped goes on.
         progress: show a progress bar.
-        arguments: of the pipeline's call (num_inference_steps, guidance_scale, ...).
+        arguments: of the pipeline's call (num_inference_steps, guidance_scale, negative_prompt,
+            ...). The band holds for these and no others.
 
     Returns:
-        The band, with the pipeline's name, digest, guidance, steps and scheduler.
+        The band, with all that it holds for: pipeline, digest, scheduler, arguments, latent shape.
 
     Raises:
-        InputError: too few prompts for alpha, or a score that is unknown or not to be had.
+        InputError: too few prompts for alpha, a score that is unknown or not to be had, or an
+            argument for which no band holds.
     """
     model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
     names = _names(model, scores)
@@ -71,6 +75,12 @@ def calibrate(
         raise InputError(
             f"{len(todo)} different prompts are too few for alpha = {alpha:g}; give {need} or more"
         )
+    conditions = conditions_of(model, arguments)
+    if negative_of(conditions["arguments"]) and "cfg_norm" not in names:
+        raise InputError(
+            "a band for a negative prompt must watch cfg_norm, which tells where the prompt stops "
+            "to pull against it; add it to the scores"
+        )
     watched = []
     for i, prompt in enumerate(tqdm(todo, desc="Calibration", unit="prompt", disable=not progress)):
         run = partial(_watch, model, prompt, _seeds(prompt, seed, images), names, arguments)
@@ -79,7 +89,9 @@ def calibrate(
     if any(found["sigmas"] != sigmas for found in watched):
         raise InputError("the runs went through different noise levels; fix the number of steps")
     runs = {name: np.array([found[name] for found in watched]) for name in names}
-    conditions = conditions_of(model, arguments)
+    if any(found["shape"] != watched[0]["shape"] for found in watched):
+        raise InputError("the runs have latents of different shapes; fix height and width")
+    conditions["latent_shape"] = watched[0]["shape"]
     return fit_band(runs, np.array(sigmas), alpha=alpha, conditions=conditions)
 
 
@@ -98,14 +110,32 @@ def conditions_of(model: TextToImage, arguments: Mapping[str, Any]) -> dict[str,
     import memfold
 
     return {
-        "pipeline": model.name,
-        "digest": weights_digest(model.network),
-        "guidance_scale": guidance_of(model, arguments),
-        "steps": argument_of(model, "num_inference_steps", arguments),
-        "scheduler": type(model.pipe.scheduler).__name__,
+        **weights_of(model),
+        **call_of(model, arguments),
         "memfold": memfold.__version__,
         "diffusers": diffusers.__version__,
         "torch": torch.__version__,
+    }
+
+
+def weights_of(model: TextToImage) -> dict[str, Any]:
+    """Say which weights a band holds for: those of the network and of all that reads the prompt."""
+    parts = {k: v for k, v in parts_of(model.pipe).items() if v is not model.network}
+    return {
+        "digest": weights_digest(model.network),
+        "other_weights": {name: weights_digest(part) for name, part in parts.items()},
+    }
+
+
+def call_of(model: TextToImage, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Say which call a band holds for: the pipeline, its switches, arguments and scheduler."""
+    return {
+        "pipeline": model.name,
+        "switches": switches_of(model.pipe),
+        "guidance_scale": guidance_of(model, arguments),
+        "steps": argument_of(model, "num_inference_steps", arguments),
+        "arguments": arguments_of(model, arguments),
+        **scheduler_of(model.pipe),
     }
 
 
@@ -152,8 +182,18 @@ def _watch(
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Run a prompt; return its sigmas, and its scores as lists, (images, steps)."""
-    with Monitor(model, attention=bool(set(names) & set(ATTENTION))) as monitor:
+    shapes: list[list[int]] = []
+
+    def note(view: StepView) -> None:
+        shapes.append(list(view.latent.shape[1:]))
+
+    with Monitor(model, attention=bool(set(names) & set(ATTENTION)), on_step=note) as monitor:
         model.generate(prompt, seeds, **arguments)
+    blind = getattr(monitor, "blind", None)
+    if blind:
+        raise InputError(f"{model.name} cannot be watched: {blind}")
+    if not shapes:
+        raise InputError(f"{model.name} made no step; give num_inference_steps of 1 or more")
     missing = [name for name in names if name not in monitor.scores]
     if missing:
         raise InputError(
@@ -161,4 +201,4 @@ def _watch(
             "above 1, or take other scores"
         )
     found: dict[str, Any] = {name: monitor.scores[name].tolist() for name in names}
-    return found | {"sigmas": [float(s) for s in monitor.sigmas]}
+    return found | {"sigmas": [float(s) for s in monitor.sigmas], "shape": shapes[0]}

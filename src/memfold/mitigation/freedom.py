@@ -99,7 +99,8 @@ def relative(
 
 def out_of_band(drawn: Generation, band: Band) -> bool:
     """Tell whether any image of a run leaves the band at any step."""
-    return any(bool((relative(v, v.conditional, band, drawn) > 1).any()) for v in drawn.views)
+    # What is NaN is not within.
+    return not all(bool((relative(v, v.conditional, band, drawn) <= 1).all()) for v in drawn.views)
 
 
 @dataclass(frozen=True)

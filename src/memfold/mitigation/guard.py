@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
-from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +13,18 @@ import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.band import Band
-from memfold.memorization.calibrate import ATTENTION, weights_digest
-from memfold.sampling.arguments import argument_of, guidance_of
+from memfold.memorization.calibrate import ATTENTION, SCORES, call_of, weights_of
+from memfold.memorization.conditions import FREE, NEVER, arguments_of, glance_of, negative_of
+from memfold.sampling.arguments import argument_of, guidance_name, guidance_of
 from memfold.sampling.monitor import Monitor
-from memfold.sampling.view import StepView
 from memfold.types import InputError
 
 from . import METHODS, Mitigation, mitigate
 from .base import Weights
+from .guarded_run import Outcome, forget, judged_run, put_back
+from .refusal import MemorizationWarning, Refused
 
 ACTIONS = ("mitigate", "warn", "refuse")
-# What the caller decides and a mitigation, which draws images of its own, must not take over.
-_CALL = frozenset(
-    {"prompt", "generator", "num_images_per_prompt", "output_type", "return_dict", "latents",
-     "callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs"}
-)  # fmt: skip
-
-
-class Refused(RuntimeError):
-    """The guard does not hand out what was drawn.
-
-    Attributes:
-        reason: why, in a sentence.
-        step: step at which the score left the band, from 0.
-        score: the score there.
-        bound: the band's limit there.
-    """
-
-    def __init__(self, reason: str, step: int, score: float, bound: float) -> None:
-        super().__init__(reason)
-        self.reason, self.step, self.score, self.bound = reason, step, score, bound
-
-
-class MemorizationWarning(UserWarning):
-    """A generation left the band of ordinary prompts."""
-
-
-class _Fired(Exception):
-    """Ends a run at the step that left the band."""
-
-    def __init__(self, name: str, step: int, score: float, bound: float) -> None:
-        super().__init__()
-        self.name, self.step, self.score, self.bound = name, step, score, bound
-
-    def __str__(self) -> str:
-        return (
-            f"at step {self.step + 1} {self.name} was {self.score:.3g}, above the limit "
-            f"{self.bound:.3g} for ordinary prompts"
-        )
 
 
 class Guard:
@@ -78,9 +41,16 @@ class Guard:
     draws the whole call anew from the same noise under a mitigation, watches that too, and refuses
     if it fires again; "refuse" refuses at once; "warn" goes on and warns.
 
+    The band holds for the call that was calibrated and for no other. The caller may vary the
+    prompt (one text), generator, num_images_per_prompt (up to the band's), output_type and
+    return_dict; every other argument, the scheduler, the weights and the adapters' scales must be
+    as they were. What could not be judged is refused, in every mode. One call runs at a time;
+    calls from other threads wait.
+
     Args:
         pipe: a diffusers text-to-image pipeline, or a TextToImage.
-        band: a Band, or its file.
+        band: a Band, or its file. A Band made by hand that records no arguments holds for the
+            pipeline's own defaults, at any number of steps and guidance.
         on_memorized: "mitigate", "warn" or "refuse".
         method: a mitigation of `METHODS`.
         weights: from a prompt to the weights of its words, for "rewrite", such as
@@ -95,6 +65,9 @@ class Guard:
     Raises:
         InputError: an option is unknown, or the band is of another pipeline or other weights.
     """
+
+    last: str
+    mitigation: Mitigation | None
 
     def __init__(
         self,
@@ -113,16 +86,15 @@ class Guard:
             if value not in known:
                 raise InputError(f"{name} = {value!r} is unknown; choose from {', '.join(known)}")
         self.model = pipe if isinstance(pipe, TextToImage) else TextToImage(pipe)
-        self.band = band if isinstance(band, Band) else Band.load(band)
-        self.band.check(pipeline=self.model.name, digest=weights_digest(self.model.network))
+        self.band = band if isinstance(band, Band) else _loaded(band)
+        _check_scores(self.band)
+        self.band.check(pipeline=self.model.name, **weights_of(self.model))
+        self._glance = glance_of(self.model.pipe)
         self.on_memorized, self.method = on_memorized, method
         self.weights, self.method_options = weights, method_options
-        self.last, self.mitigation = "", None
+        self.last, self.mitigation, self._told = "", None, ""
         attention = bool(set(self.band.scores) & set(ATTENTION))
-        self._monitor = Monitor(self.model, attention=attention)
-
-    last: str
-    mitigation: Mitigation | None
+        self._monitor, self._one = Monitor(self.model, attention=attention), threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the pipeline.
@@ -135,119 +107,190 @@ class Guard:
             What the pipeline returns.
 
         Raises:
-            InputError: the prompt is no string, the pipeline does not take an argument, guidance
-                differs from the calibrated one, or more images are asked for.
-            Refused: the generation left the band, and so did the mitigated one.
+            InputError: before anything is drawn: the prompt is no string, an argument, the
+                scheduler, the weights or an adapter is not as calibrated, or more images are
+                asked for.
+            Refused: the generation left the band, and so did the mitigated one; or it could not
+                be judged.
         """
-        arguments = self._arguments(args, kwargs)
-        prompt = arguments["prompt"]
-        self.last, self.mitigation = "", None
+        with self._one, put_back(self.model) as passed:
+            self.last, self.mitigation = "", None
+            out = self._drawn(self._arguments(args, kwargs))
+            passed.append(True)
+        if self.last == "warned":
+            warnings.warn(self._told, MemorizationWarning, stacklevel=2)
+        return out
+
+    def _drawn(self, arguments: dict[str, Any]) -> Any:
+        """Draw what may be handed out; refuse the rest."""
         kept = _randomness(arguments.get("generator"))
-        try:
-            return self._watched(arguments, warn=self.on_memorized == "warn")
-        except _Fired as fired:
-            self._released()
-            if self.on_memorized == "refuse":
-                raise self._refused(fired, "the guard was told to refuse") from None
-            first = str(fired)
-        options = {k: v for k, v in arguments.items() if k not in _CALL}
+        found = self._run(arguments, stop=self.on_memorized != "warn")
+        if found.out is not None:
+            self.last = "passed" if found.fired is None else "warned"
+            if found.fired is not None:
+                self._told = f"{found.fired.reason}; the images may repeat training data"
+            return found.out
+        if found.wrong:
+            raise InputError(f"{self.model.name} refuses its arguments: {found.wrong}")
+        if found.fired is None:
+            raise self._refused(found, "it could not be judged")
+        if self.on_memorized == "refuse":
+            raise self._refused(found, "the guard was told to refuse")
+        failed = self._mitigate(arguments)
+        if failed:
+            raise self._refused(found, f"and the mitigation by {self.method} failed: {failed}")
+        _restore(arguments.get("generator"), kept)
+        again = self._again(arguments)
+        if again.out is None:
+            why = f"after the mitigation by {self.method}; {found.fired.reason}"
+            raise self._refused(again, why)
+        self.last = "mitigated"
+        return again.out
+
+    def _run(self, arguments: dict[str, Any], **how: Any) -> Outcome:
+        images = _images(self.model, arguments)
+        return judged_run(self._monitor, self.band, arguments, images=images, **how)
+
+    def _refused(self, outcome: Outcome, why: str) -> Refused:
+        self.last, fired = "refused", outcome.fired
+        if fired is None:
+            return Refused(f"refused: {outcome.unjudged or outcome.wrong}, {why}", outcome.step)
+        reason = f"refused: {fired.reason} (false-positive rate {self.band.alpha:g}), {why}"
+        return Refused(reason, fired.step, fired.score, fired.bound)
+
+    def _mitigate(self, arguments: dict[str, Any]) -> str:
+        """Find the mitigation; say what failed, with no exception of it left."""
+        options = {k: v for k, v in arguments.items() if k not in FREE | NEVER}
         if "band" in inspect.signature(METHODS[self.method]).parameters:
             options["band"] = self.band
-        seeds = range(int(argument_of(self.model, "num_images_per_prompt", arguments) or 1))
-        with torch.random.fork_rng(devices=[]):
-            self.mitigation = mitigate(
-                self.model, prompt, method=self.method, seeds=seeds,
-                weights=None if self.weights is None else self.weights(prompt),
-                **(options | self.method_options),
-            )  # fmt: skip
-        _restore(arguments.get("generator"), kept)
-        return self._again(self.mitigation, arguments, first)
+        prompt = arguments["prompt"]
+        try:
+            with torch.random.fork_rng(devices=[]):
+                self.mitigation = mitigate(
+                    self.model, prompt, method=self.method,
+                    seeds=range(_images(self.model, arguments)),
+                    weights=None if self.weights is None else self.weights(prompt),
+                    **(options | self.method_options),
+                )  # fmt: skip
+        except Exception as error:
+            forget(error)
+            return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return ""
+
+    def _again(self, arguments: dict[str, Any]) -> Outcome:
+        """Draw under the mitigation, watched as before."""
+        found = self.mitigation
+        if found is None:
+            return Outcome(unjudged="there is no mitigation")
+        own: dict[str, Any] = {}
+        if found.start is not None:
+            own["latents"] = found.start(range(_images(self.model, arguments)))
+        return self._run({**arguments, **own, "prompt": found.prompt}, found=found)
 
     def _arguments(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Name all arguments of a call, and refuse what the band says nothing about."""
+        model, band = self.model, self.band
         try:
-            call = inspect.signature(type(self.model.pipe).__call__)
-            bound = call.bind(self.model.pipe, *args, **kwargs).arguments
+            signature = inspect.signature(type(model.pipe).__call__)
+            bound = signature.bind(model.pipe, *args, **kwargs).arguments
         except TypeError as error:
-            raise InputError(f"{self.model.name}: {error}") from error
+            raise InputError(f"{model.name}: {error}") from None
         bound.pop(next(iter(bound)))  # self
-        given = {**self.model.options, **bound.pop("kwargs", {}), **bound}
-        unknown = sorted(set(given) - self.model.accepts)
+        rest = [n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD]
+        given = {**model.options, **{k: v for n in rest for k, v in bound.pop(n, {}).items()}}
+        given |= bound
+        unknown = sorted(set(given) - model.accepts | (set(given) & set(rest)))
         if unknown:
-            raise InputError(f"{self.model.name} takes no {', '.join(unknown)}; leave it out")
-        if not isinstance(given.get("prompt"), str):
-            kind = type(given.get("prompt")).__name__
-            raise InputError(f"the guard takes one prompt at a time, as a string, not {kind}")
-        self.band.check(guidance_scale=guidance_of(self.model, given))
-        images = int(argument_of(self.model, "num_images_per_prompt", given) or 1)
-        if images > self.band.images:
+            raise InputError(f"{model.name} takes no {', '.join(unknown)}; leave it out")
+        now, glance = call_of(model, given), glance_of(model.pipe)
+        band.check(**now)
+        if glance != self._glance:
+            band.check(**weights_of(model))
+            self._glance = glance
+        if "arguments" not in band.conditions:
+            self._check_unrecorded(given, now["arguments"])
+        _check_free(given)
+        _check_prompt(given, now["arguments"])
+        images = _images(model, given)
+        if images > band.images:
             raise InputError(
                 f"num_images_per_prompt = {images}, and the band was calibrated on "
-                f"{self.band.images} a prompt; draw fewer at a time, or calibrate with more images"
+                f"{band.images} a prompt; draw fewer at a time, or calibrate with more images"
             )
         return given
 
-    def _watched(
-        self, arguments: dict[str, Any], *, warn: bool = False, found: Mitigation | None = None
-    ) -> Any:
-        told: list[_Fired] = []
-
-        def on_step(view: StepView) -> None:
-            fired = None if told else self._fired(view)
-            if fired is not None and not warn:
-                raise fired
-            if fired is not None:
-                told.append(fired)
-
-        self._monitor.on_step = on_step
-        with ExitStack() as stack:
-            # The monitor first: a steered step must not hide what the network said from it.
-            stack.enter_context(self._monitor)
-            if found is not None:
-                found.enter(stack)
-            out = self.model.pipe(**arguments)
-        for fired in told:
-            message = f"{fired}; the images may repeat training data"
-            warnings.warn(message, MemorizationWarning, stacklevel=3)
-        self.last = "warned" if told else "passed"
-        return out
-
-    def _fired(self, view: StepView) -> _Fired | None:
-        for name in self.band.scores:
-            values = getattr(view, name)
-            score = float("nan") if values is None else float(values.max())  # NaN if any is
-            if isnan(score):
+    def _check_unrecorded(self, given: dict[str, Any], now: dict[str, Any]) -> None:
+        """Hold a band that records no arguments to the pipeline's own defaults."""
+        model = self.model
+        name, w = guidance_name(model), guidance_of(model, given)
+        for key, then in arguments_of(model, {}).items():
+            if key not in ("num_inference_steps", "guidance_scale", name) and now[key] != then:
                 raise InputError(
-                    f"{self.model.name} shows no {name} in this run, which the band judges; give "
-                    "it a guidance_scale above 1, or calibrate on other scores"
+                    f"{key} = {now[key]!r}, and the band does not say that it was calibrated with "
+                    "it; leave it out, or calibrate with it"
                 )
-            limit = self.band.limit(view.sigma, name)
-            if score > limit:
-                return _Fired(name, view.index, score, limit)
-        return None
+        if w is not None and w <= 1 and "cfg_norm" in self.band.scores:
+            raise InputError(
+                f"{model.name} shows no cfg_norm in this run, which the band judges; give it a "
+                "guidance_scale above 1, or calibrate on other scores"
+            )
 
-    def _again(self, found: Mitigation, arguments: dict[str, Any], first: str) -> Any:
-        """Draw under the mitigation, watched as before."""
-        images = int(argument_of(self.model, "num_images_per_prompt", arguments) or 1)
-        own = {} if found.start is None else {"latents": found.start(range(images))}
-        try:
-            out = self._watched({**arguments, **own, "prompt": found.prompt}, found=found)
-        except _Fired as again:
-            self._released()
-            raise self._refused(again, f"after the mitigation by {found.method}; {first}") from None
-        self.last = "mitigated"
-        return out
 
-    def _released(self) -> None:
-        """Let a pipeline that off-loads its parts end the run that was stopped."""
-        free = getattr(self.model.pipe, "maybe_free_model_hooks", None)
-        if free is not None:
-            free()
+def _loaded(path: str | Path) -> Band:
+    """Read a band; one that does not say what it holds for is of no use to a guard."""
+    band = Band.load(path)
+    missing = [k for k in ("pipeline", "digest", "arguments", "latent_shape")
+               if k not in band.conditions]  # fmt: skip
+    if missing:
+        raise InputError(
+            f"{path} does not record {', '.join(missing)}, for which the band holds; calibrate "
+            "anew with this memfold"
+        )
+    return band
 
-    def _refused(self, fired: _Fired, why: str) -> Refused:
-        self.last = "refused"
-        reason = f"refused: {fired} (false-positive rate {self.band.alpha:g}), {why}"
-        return Refused(reason, fired.step, fired.score, fired.bound)
+
+def _check_scores(band: Band) -> None:
+    known = (*SCORES, *ATTENTION)
+    unknown = [name for name in band.scores if name not in known]
+    if unknown:
+        raise InputError(f"the band is of {', '.join(unknown)}; a guard watches {', '.join(known)}")
+    if negative_of(band.conditions.get("arguments", {})) and "cfg_norm" not in band.scores:
+        raise InputError("a band for a negative prompt must watch cfg_norm; calibrate with it")
+
+
+def _check_free(given: dict[str, Any]) -> None:
+    """Check what the caller may choose."""
+    if not isinstance(given.get("prompt"), str):
+        kind = type(given.get("prompt")).__name__
+        raise InputError(f"the guard takes one prompt at a time, as a string, not {kind}")
+    generator = given.get("generator")
+    many = generator if isinstance(generator, list) else [generator]
+    if generator is not None and not all(isinstance(g, torch.Generator) for g in many):
+        raise InputError("generator: pass a torch.Generator, or a list of one an image")
+    if not isinstance(given.get("output_type", ""), str | None):
+        raise InputError(f"output_type = {given['output_type']!r}; pass a text such as 'pil'")
+
+
+def _check_prompt(given: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a prompt that is its own negative: nothing would pull, and no score would show it."""
+    same = [k for k, v in negative_of(now).items()
+            if isinstance(v, str) and _words(v) == _words(given["prompt"])]  # fmt: skip
+    if same:
+        raise Refused(
+            f"refused: the prompt is its own {same[0]}: no score can judge it; ask without that"
+        )
+
+
+def _words(text: str) -> list[str]:
+    return text.casefold().split()
+
+
+def _images(model: TextToImage, arguments: dict[str, Any]) -> int:
+    value = argument_of(model, "num_images_per_prompt", arguments)
+    value = 1 if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"num_images_per_prompt = {value!r}; take 1 or more")
+    return value
 
 
 def _randomness(generator: Any) -> list[torch.Tensor]:
