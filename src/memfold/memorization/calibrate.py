@@ -70,6 +70,9 @@ def calibrate(
     names = _names(model, scores)
     if images < 1:
         raise InputError(f"images = {images}; take 1 or more")
+    steps = argument_of(model, "num_inference_steps", arguments)
+    if isinstance(steps, int) and steps < 1:
+        raise InputError(f"num_inference_steps = {steps}; take 1 or more")
     todo, need = list(dict.fromkeys(prompts)), prompts_needed(alpha)
     if len(todo) < need:
         raise InputError(
