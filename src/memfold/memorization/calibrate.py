@@ -192,9 +192,8 @@ def _watch(
 
     with Monitor(model, attention=bool(set(names) & set(ATTENTION)), on_step=note) as monitor:
         model.generate(prompt, seeds, **arguments)
-    blind = getattr(monitor, "blind", None)
-    if blind:
-        raise InputError(f"{model.name} cannot be watched: {blind}")
+    if monitor.blind:
+        raise InputError(f"{model.name} cannot be watched: {monitor.blind}")
     if not shapes:
         raise InputError(f"{model.name} made no step; give num_inference_steps of 1 or more")
     missing = [name for name in names if name not in monitor.scores]

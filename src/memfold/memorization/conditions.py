@@ -103,7 +103,8 @@ def glance_of(pipe: Any) -> str:
     Returns:
         32 hexadecimal digits.
     """
-    total, rows = hashlib.blake2b(digest_size=16), {}
+    total = hashlib.blake2b(digest_size=16)
+    rows: dict[tuple[str, str], list[torch.Tensor]] = {}
     for part in parts_of(pipe).values():
         for tensor in (*part.parameters(), *part.buffers()):
             if not tensor.is_meta:

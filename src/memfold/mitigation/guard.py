@@ -21,7 +21,7 @@ from memfold.types import InputError
 
 from . import METHODS, Mitigation, mitigate
 from .base import Weights
-from .guarded_run import Outcome, forget, judged_run, put_back
+from .guarded_run import Outcome, forget, judged_run
 from .refusal import MemorizationWarning, Refused
 
 ACTIONS = ("mitigate", "warn", "refuse")
@@ -113,10 +113,9 @@ class Guard:
             Refused: the generation left the band, and so did the mitigated one; or it could not
                 be judged.
         """
-        with self._one, put_back(self.model) as passed:
+        with self._one:
             self.last, self.mitigation = "", None
             out = self._drawn(self._arguments(args, kwargs))
-            passed.append(True)
         if self.last == "warned":
             warnings.warn(self._told, MemorizationWarning, stacklevel=2)
         return out

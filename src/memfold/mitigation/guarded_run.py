@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isclose
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfold.denoisers.adapters._state import OFFLOADING, kept
+from memfold.denoisers.adapters._state import borrowed
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.band import Band
 from memfold.memorization.conditions import negative_of
@@ -139,8 +139,8 @@ def judged_run(
 ) -> Outcome:
     """Call the pipeline and judge every step of it.
 
-    No exception of the run leaves this function: its frames hold latents. After a run that is not
-    handed out they are cleared, and pipeline and scheduler are as they were before it.
+    No exception of the run leaves this function: its frames hold latents, and are cleared. The run
+    is that of a borrowed copy of the pipeline, so that nothing of it stays in the user's objects.
 
     Args:
         monitor: of the pipeline; free to use.
@@ -158,16 +158,13 @@ def judged_run(
     monitor.on_step = judge
     out, said, wrong = None, "", ""
     try:
-        with put_back(model) as passed:
-            with ExitStack() as stack:
-                # The monitor first: a steered step must not hide what the network said from it.
-                stack.enter_context(monitor)
-                if found is not None:
-                    found.enter(stack)
-                out = model.pipe(**arguments)
-            said = judge.end(getattr(monitor, "blind", None), len(monitor.sigmas))
-            if not said:
-                passed.append(True)
+        with ExitStack() as stack:
+            # The monitor first: a steered step must not hide what the network said from it.
+            stack.enter_context(monitor)
+            if found is not None:
+                found.enter(stack)
+            out = _called(model, arguments)
+        said = judge.end(monitor.blind, len(monitor.sigmas))
     except _Stop as error:
         forget(error)
         said = judge.unjudged
@@ -184,8 +181,6 @@ def judged_run(
         raise
     finally:
         monitor.on_step = None
-        if out is None or said:
-            _release(monitor)
     if said or wrong:
         return Outcome(unjudged=said, wrong=wrong, step=judge.steps)
     if out is None or (judge.fired is not None and stop):
@@ -193,27 +188,16 @@ def judged_run(
     return Outcome(out=out, fired=judge.fired)
 
 
-@contextmanager
-def put_back(model: TextToImage) -> Iterator[list[bool]]:
-    """Give pipeline and scheduler their state back, unless something was put into the list.
-
-    Schedulers keep what the network foresaw of the image for their next step.
-
-    Args:
-        model: the pipeline.
-
-    Yields:
-        A list; empty at the end of the block means that the run is not handed out.
-    """
-    passed: list[bool] = []
-    pipe, scheduler = model.pipe, model.pipe.scheduler
-    with ExitStack() as stack:
-        stack.enter_context(kept(scheduler))
-        stack.enter_context(kept(pipe, but=OFFLOADING))
-        yield passed
-        left = [dict(vars(thing)) for thing in (scheduler, pipe)] if passed else []
-    for thing, state in zip((scheduler, pipe), left, strict=False):
-        vars(thing).update(state)
+def _called(model: TextToImage, arguments: Mapping[str, Any]) -> Any:
+    """Call a copy of the pipeline: schedulers keep what the network foresaw for their next step."""
+    with borrowed(model.pipe) as pipe:
+        pipe._progress_bar_config = dict(getattr(model.pipe, "_progress_bar_config", None) or {})
+        try:
+            return pipe(**arguments)
+        finally:
+            free = getattr(pipe, "maybe_free_model_hooks", None)
+            if free is not None:  # a run that was stopped leaves its parts where they were
+                free()
 
 
 def forget(error: BaseException) -> None:
@@ -230,11 +214,3 @@ def forget(error: BaseException) -> None:
             seen.add(id(one))
             traceback.clear_frames(one.__traceback__)
             todo += [one.__cause__, one.__context__]
-
-
-def _release(monitor: Monitor) -> None:
-    """Drop what the monitor holds; let a pipeline that off-loads its parts end the run."""
-    monitor.reset()
-    free = getattr(monitor.model.pipe, "maybe_free_model_hooks", None)
-    if free is not None:
-        free()
