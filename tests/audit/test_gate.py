@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from memfold.audit import inputs
+from memfold.audit.forecast import forecast
 from memfold.audit.gate import outcome
 from memfold.audit.plan import Plan
 from memfold.audit.run import run
@@ -58,7 +60,7 @@ def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(inputs, "load_images_model", lambda *_, **__: Memory(known))
     np.savez(tmp_path / "train.npz", images=train)
 
-    def make(planted: int, m: int, n: int, **changes: Any) -> dict[str, Any]:
+    def make(planted: int, m: int, n: int, do: Any = run, **changes: Any) -> dict[str, Any]:
         fresh = np.concatenate([train[:planted], images(m - planted, 5)])
         np.savez(tmp_path / "samples.npz", images=fresh)
         np.savez(tmp_path / "holdout.npz", images=images(n, 12))
@@ -67,7 +69,8 @@ def audit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "holdout": str(tmp_path / "holdout.npz"), "samples": str(tmp_path / "samples.npz"),
             "out": str(tmp_path / "out"), "fail_on": BOTH, "overwrite": True,
         }  # fmt: skip
-        return run(Plan(**options | changes), progress=False)
+        plan = Plan(**options | changes)
+        return do(plan) if do is forecast else do(plan, progress=False)
 
     return make
 
@@ -158,6 +161,47 @@ def test_more_copies_than_subjects_are_refused(audit):
         audit(0, 7, 150, copies=9)
     with pytest.raises(InputError, match="--copies = 0; take 1 or more"):
         audit(0, 7, 150, copies=0)
+
+
+@pytest.mark.parametrize(("m", "n", "source"), [(40, 150, "samples"), (30, 300, "generate")])
+def test_a_plan_foresees_the_power_and_writes_nothing(audit, tmp_path, m, n, source):
+    """Nearly the number that the run simulates, from a pilot; no file, no directory."""
+    subjects = {} if source == "samples" else {"samples": None, "generate": m}
+    found = audit(0, m, n, do=forecast, **subjects)
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".npz"] * 3
+    assert found["rows"]["reference"] == n * 4
+    assert found["rows"]["subjects"] == m * 4
+    assert found["rows"]["generated"] == (m * 60 if source == "generate" else 0)
+    rows = sum(found["rows"].values())
+    assert found["seconds"] >= rows * found["seconds_per_row"] > 0
+    least = np.ceil(m / (0.05 * (n + 1)))  # Benjamini-Hochberg; every copy stands out here
+    assert found["power"]["smallest"] == least
+    assert "could not have been called" in found["doubt"]["reason"]
+    if source == "samples":
+        assert audit(0, m, n)["power"]["smallest"] == least
+
+
+def test_a_plan_on_the_command_line(pipeline, data, tmp_path, monkeypatch, capsys):
+    """Exit code 0, a line each on work, time and power; --json is one document."""
+    from memfold import cli
+
+    out = tmp_path / "deep" / "out"
+    argv = [
+        "memfold", "audit", str(pipeline), "--data", str(data / "train.npz"), "--holdout",
+        str(data / "holdout.npz"), "--train-points", "--noises", "2", "--sigma", "0.3",
+        "--out", str(out), "--fail-on", "data", "--plan",
+    ]  # fmt: skip
+    for more in ([], ["--json"]):
+        monkeypatch.setattr("sys.argv", argv + more)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert stop.value.code == 0
+        said = capsys.readouterr().out
+        if not more:
+            for word in ("Nothing was written", "rows through the network", "estimate", "Power"):
+                assert word in said
+    assert json.loads(said)["subjects"]["n"] == 40
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from memfold.audit import scored as scored_module
 from memfold.audit.bench import bench
 from memfold.audit.labelled import Labelled, read_labelled, text_only
+from memfold.audit.prompt_forecast import forecast_prompts
 from memfold.audit.prompt_plan import PromptPlan
 from memfold.audit.prompts import run_prompts
 from memfold.audit.scored import score_prompt
@@ -95,6 +96,24 @@ def test_an_audit_of_prompts(pipeline, lists, tmp_path):
     assert "<script" not in page
     assert "alert(&#34;x&#34;)" in page
     assert "\x1b" not in page
+
+
+def test_a_plan_of_prompts_counts_the_passes_and_writes_nothing(pipeline, lists, tmp_path):
+    """Rows through the network as the run counts them; no directory is made."""
+    planned = plan(pipeline, lists, tmp_path)
+    found = forecast_prompts(planned)
+    assert not (tmp_path / "out").exists()
+    assert found["images"] == (len(SUBJECTS) + len(ORDINARY)) * 2
+    run_prompts(planned, progress=False)
+    parts = [pq.read_table(p) for p in (tmp_path / "out" / "parts").glob("[op]r*.parquet")]
+    passes = sum(
+        sum(t[c].to_pylist()) for t in parts for c in t.column_names if c.startswith("passes.")
+    )
+    assert found["passes"] == pytest.approx(passes)
+    assert found["power"]["smallest"] == 1
+    few = forecast_prompts(plan(pipeline, lists, tmp_path, alpha=0.01))
+    assert few["power"]["smallest"] is None
+    assert "99 ordinary prompts" in few["doubt"]["remedy"]
 
 
 def test_a_report_of_older_results_says_what_is_missing(pipeline, lists, tmp_path):

@@ -125,6 +125,23 @@ def read_inputs(plan: Plan) -> Inputs:
     return Inputs(denoiser, train, reference, subjects, hashes, truth, tuple(warnings))
 
 
+def reference_rows(plan: Plan, inputs: Inputs, subjects: Population) -> np.ndarray | None:
+    """Find each subject in the reference, where both are training images.
+
+    Args:
+        plan: the plan.
+        inputs: what was read.
+        subjects: the subjects.
+
+    Returns:
+        Its row there, -1 for one that is not in it; None where none can be.
+    """
+    if plan.holdout is not None or plan.source != "train":
+        return None
+    place = {int(row): i for i, row in enumerate(inputs.reference.row)}
+    return np.array([place.get(int(row), -1) for row in subjects.row])
+
+
 def load_images_model(model: str, **options: Any) -> Denoiser:
     """Load a model that needs no prompt.
 

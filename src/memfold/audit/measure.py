@@ -25,7 +25,8 @@ from .plan import Plan
 from .store import Columns, Store, concat
 
 PIECE = 64  # images in a piece: what a killed run loses at most
-_CURVE_NOISES = 4
+BAND = 64  # reference images with a curve
+CURVE_NOISES = 4
 T = TypeVar("T")
 
 
@@ -145,7 +146,7 @@ def curves(
                     bench.denoiser,
                     x,
                     s,
-                    n_noises=_CURVE_NOISES,
+                    n_noises=CURVE_NOISES,
                     generator=_generator(plan.seed + 1),
                     batch_size=size,
                 ),

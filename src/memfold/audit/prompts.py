@@ -48,14 +48,7 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
     Raises:
         InputError: with the value and the remedy; nothing already computed is lost.
     """
-    subjects = list(dict.fromkeys(read_prompts(plan.prompts).prompts))[: plan.limit]
-    ordinary = (
-        [] if plan.ordinary is None else list(dict.fromkeys(read_prompts(plan.ordinary).prompts))
-    )
-    ordinary = [p for p in ordinary if p not in set(subjects)]
-    _refuse_few(plan, subjects, ordinary)
-    if plan.copies > len(subjects):
-        raise InputError(f"--copies {plan.copies} of {len(subjects)} prompts; choose fewer")
+    subjects, ordinary = read_lists(plan)
     model = plan.scoring.load()
     data = None if plan.data is None else _data(plan.data, model)
     embedding = _embedding(plan)
@@ -89,6 +82,29 @@ def run_prompts(plan: PromptPlan, *, progress: bool = True) -> dict[str, Any]:
             plan, fingerprint["model"], model, subjects, ordinary, called, names, data, told,
         )  # fmt: skip
         return store.finish("audit.json", facts, TABLES)
+
+
+def read_lists(plan: PromptPlan) -> tuple[list[str], list[str]]:
+    """Read the prompts to judge and the ordinary ones, each once, and refuse what is too few.
+
+    Args:
+        plan: the plan.
+
+    Returns:
+        Both lists; the second is empty where the judged prompts are their own reference.
+
+    Raises:
+        InputError: a file cannot be read, or holds too few prompts.
+    """
+    subjects = list(dict.fromkeys(read_prompts(plan.prompts).prompts))[: plan.limit]
+    ordinary = (
+        [] if plan.ordinary is None else list(dict.fromkeys(read_prompts(plan.ordinary).prompts))
+    )
+    ordinary = [p for p in ordinary if p not in set(subjects)]
+    _refuse_few(plan, subjects, ordinary)
+    if plan.copies > len(subjects):
+        raise InputError(f"--copies {plan.copies} of {len(subjects)} prompts; choose fewer")
+    return subjects, ordinary
 
 
 def _refuse_few(plan: PromptPlan, subjects: list[str], ordinary: list[str]) -> None:

@@ -26,13 +26,12 @@ from .data_side import data_side
 from .digest import conditions
 from .facts import facts
 from .gate import tell
-from .inputs import Inputs, Population, generated, points, read_inputs
-from .measure import Bench, choose_sigma, curves, draw, model_side
+from .inputs import Inputs, Population, generated, points, read_inputs, reference_rows
+from .measure import BAND, Bench, choose_sigma, curves, draw, model_side
 from .plan import Plan
 from .store import Columns, Store
 from .tables import TABLES, Evidence, Side, write_samples, write_tables
 
-_BAND = 64  # reference images with a curve
 _SHOWN = 300  # flagged subjects with pictures and a curve
 _EMBED = 256
 _CALIBRATE = 50  # training images by whose mean distance a distance is calibrated
@@ -74,7 +73,7 @@ def _run(
     with clock("model side"):
         reference_flat = points(inputs.denoiser, inputs.reference.images)
         grid = default_sigmas(inputs.denoiser)
-        band = curves(bench, "band", "Reference curves", reference_flat[:_BAND], grid)
+        band = curves(bench, "band", "Reference curves", reference_flat[:BAND], grid)
         sigma = plan.sigma or choose_sigma(grid, band["curve"])
         reference, subject = (
             _measure(bench, role, label, flat, population, train, sigma)
@@ -157,10 +156,6 @@ def _compared(
     plan: Plan, inputs: Inputs, subjects: Population, reference: Side, subject: Side
 ) -> dict[str, Any]:
     """Give what `judge` and `power` compare."""
-    index = None
-    if plan.holdout is None and plan.source == "train":
-        place = {int(row): i for i, row in enumerate(inputs.reference.row)}
-        index = np.array([place.get(int(row), -1) for row in subjects.row])
     return {
         "model": _estimate(subject.model["lid"], subject.model["stderr"]),
         "reference_model": _estimate(reference.model["lid"], reference.model["stderr"]),
@@ -168,7 +163,7 @@ def _compared(
         "reference_complexity": reference.complexity,
         "misfit": np.array(subject.model["misfit"]),
         "reference_misfit": np.array(reference.model["misfit"]),
-        "reference_index": index,
+        "reference_index": reference_rows(plan, inputs, subjects),
         "alpha": plan.alpha,
     }
 

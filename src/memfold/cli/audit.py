@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,10 @@ from memfold.cli._options import (
 )
 from memfold.cli._printing import print_json
 from memfold.types import InputError
+
+if TYPE_CHECKING:
+    from memfold.audit.plan import Plan
+    from memfold.audit.prompt_plan import PromptPlan
 
 # Headings of the help.
 _JUDGED = "What is judged"
@@ -235,6 +239,14 @@ def audit(
             help="Processes at a time; each loads the pipeline.",
         ),
     ] = None,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Say how long it would take and what it could find, from a few network passes; "
+            "write nothing.",
+        ),
+    ] = False,
     seed: Seed = 0,
     device: Device = "cpu",
     half: Half = False,
@@ -263,11 +275,19 @@ def audit(
     """
     from memfold.report.html import write
 
-    own = ("own", "json_", "quiet", "debug", "write", "no_explain")
+    own = ("own", "plan_only", "json_", "quiet", "debug", "write", "no_explain")
     given = {k: v for k, v in locals().items() if k not in own}
     given["fail_on"] = tuple(kind.strip() for kind in fail_on.split(",") if kind.strip())
     given["explain"] = not no_explain
-    facts = run_audit(given, progress=not (json_ or quiet))
+    planned = make_plan(given)
+    if plan_only:
+        foreseen = foresee(planned)
+        if json_:
+            print_json(foreseen)
+        elif not quiet:
+            print_forecast(foreseen)
+        return
+    facts = run_audit(planned, progress=not (json_ or quiet))
     report = write(Path(out))
     if json_:
         print_json(facts)
@@ -290,22 +310,57 @@ _BOTH = (
 )  # fmt: skip
 
 
-def run_audit(given: dict[str, Any], *, progress: bool) -> dict[str, Any]:
-    """Run an audit of images, or of prompts where some are given.
+def run_audit(planned: Plan | PromptPlan, *, progress: bool) -> dict[str, Any]:
+    """Run an audit of images, or of prompts.
 
     Args:
-        given: the command's options by name.
+        planned: what to audit.
         progress: show progress bars.
 
     Returns:
         What audit.json holds.
 
     Raises:
+        InputError: with the value and the remedy.
+    """
+    from memfold.audit.plan import Plan
+
+    if isinstance(planned, Plan):
+        from memfold.audit.run import run
+
+        return run(planned, progress=progress)
+    from memfold.audit.prompts import run_prompts
+
+    return run_prompts(planned, progress=progress)
+
+
+def foresee(planned: Plan | PromptPlan) -> dict[str, Any]:
+    """Say what an audit would take and could find; nothing is written."""
+    from memfold.audit.plan import Plan
+
+    if isinstance(planned, Plan):
+        from memfold.audit.forecast import forecast
+
+        return forecast(planned)
+    from memfold.audit.prompt_forecast import forecast_prompts
+
+    return forecast_prompts(planned)
+
+
+def make_plan(given: dict[str, Any]) -> Plan | PromptPlan:
+    """Make the plan of an audit of images, or of prompts where some are given.
+
+    Args:
+        given: the command's options by name.
+
+    Returns:
+        The plan.
+
+    Raises:
         InputError: an option does not fit the kind of audit.
     """
     if given["prompts"] is None:
         from memfold.audit.plan import Plan
-        from memfold.audit.run import run
 
         for name in _PROMPTS:
             if given[name] is not None:
@@ -323,13 +378,12 @@ def run_audit(given: dict[str, Any], *, progress: bool) -> dict[str, Any]:
                 f"{given['estimator'] or 'dsm'}"
             )
         leave = {*_PROMPTS, "prompts", "explain"}
-        return run(Plan(**_set(given, leave)), progress=progress)
+        return Plan(**_set(given, leave))
     from memfold.audit.prompt_plan import PromptPlan
-    from memfold.audit.prompts import run_prompts
 
     _refuse_images_only(given)
     leave = set(given) - {*_PROMPTS, *_BOTH, "prompts"}
-    return run_prompts(PromptPlan(**_set(given, leave)), progress=progress)
+    return PromptPlan(**_set(given, leave))
 
 
 def _set(given: dict[str, Any], leave: set[str]) -> dict[str, Any]:
@@ -348,6 +402,41 @@ def _refuse_images_only(given: dict[str, Any]) -> None:
             raise InputError(
                 f"--{name.replace('_', '-')} belongs to an audit of images; leave it with --prompts"
             )
+
+
+def print_forecast(found: dict[str, Any]) -> None:
+    """Print what an audit would take and could find."""
+    if "prompts" in found:
+        n, passes = found["reference"]["n"], found["passes"]
+        typer.echo(
+            f"Plan: {found['prompts']:,} prompts against {n:,}; {found['images']:,} images of "
+            f"{found['steps']} steps. Nothing was written."
+        )
+    else:
+        n, passes = found["reference"]["n"], sum(found["rows"].values())
+        about = found["subjects"]
+        typer.echo(
+            f"Plan: {about['n']:,} {about['description']} against {n:,} reference images. Nothing "
+            "was written."
+        )
+    each = f"{1000 * found['seconds_per_row']:.3g} ms each"
+    typer.echo(f"Work: {passes:,} rows through the network, {each}, measured on a few.")
+    typer.echo(f"Time: about {_duration(found['seconds'])} here, an estimate.")
+    for warning in found.get("warnings", []):
+        typer.echo(f"Note: {warning}")
+    basis = f", from a pilot of {found['pilot']} reference images" if "pilot" in found else ""
+    typer.echo(f"Power{basis}: {found['power']['sentence']}")
+    if found["doubt"]["reason"]:
+        typer.echo(
+            f"A gate that finds nothing would be inconclusive: {found['doubt']['reason']}; "
+            f"{found['doubt']['remedy']}."
+        )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def print_images(facts: dict[str, Any], report: str) -> None:
