@@ -21,6 +21,7 @@ import pytest
 from memfold import files
 from memfold.audit.seal import RECORDS, read_record
 from memfold.audit.store import Store
+from memfold.audit.verify import verify
 from memfold.files import write_bytes
 from memfold.types import InputError
 
@@ -259,6 +260,7 @@ def test_temporary_names_cannot_be_foreseen(
 _JOB = """
 import sys
 from memfold.audit.store import Store
+from memfold.audit.verify import verify
 from memfold.files import write_bytes
 print("ready", flush=True)
 with Store(sys.argv[1], {'seed': 0}) as store:
@@ -285,6 +287,32 @@ def test_kills_at_random_points_lose_nothing(tmp_path: Path, kills: int) -> None
     for path in (out, tmp_path / "whole"):
         subprocess.run([sys.executable, "-c", _JOB, str(path)], check=True)
     assert tree(out) == tree(tmp_path / "whole")
+
+
+_SEEDED = (
+    _JOB.replace("{'seed': 0}", "{'seed': int(sys.argv[2])}, overwrite=True")
+    .replace("i / 3", "int(sys.argv[2]) + i / 3")
+    .replace("audit.json", "bench.json")
+)
+
+
+def test_two_runs_that_overwrite_at_once_leave_one_whole_audit(tmp_path: Path) -> None:
+    """Whoever comes second is refused, or begins when the first has ended; nothing is mixed."""
+    out = tmp_path / "out"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", _SEEDED, str(out), str(seed)],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        )
+        for seed in (1, 2)
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in runs]
+    for process, text in zip(runs, said, strict=True):
+        assert process.returncode == 0 or "another run is at work in" in text, text
+    assert verify(out) == []
+    seed = json.loads((out / "plan.json").read_text())["seed"]
+    found = [[seed + i / 3] * 2000 for i in range(40)]
+    assert (out / "results.bin").read_text() == repr(found)
 
 
 def test_a_record_finds_every_flipped_bit_of_itself_and_its_files(tmp_path: Path) -> None:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -160,6 +164,15 @@ def test_counts_and_report_must_follow_from_the_tables(audited: Path, tmp_path: 
     assert "samples.npz: the images are not those of the parts" in verify(out)
 
 
+def test_a_link_that_would_run_code_is_dropped(prompted: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(prompted, tmp_path / "out"))
+    work = {"key": "k", "text": "t", "bibtex": "b", "url": "javascript:alert(1)"}
+    rehash(out, citations=[work, {"text": "none"}])
+    page = write(out).read_text()
+    assert "javascript:alert(1)" in page
+    assert 'href="javascript' not in page
+
+
 def test_parts_of_another_plan_are_found_even_with_right_hashes(tmp_path: Path) -> None:
     for seed in (0, 1):
         with Store(tmp_path / str(seed), {"seed": seed}) as store:
@@ -170,6 +183,27 @@ def test_parts_of_another_plan_are_found_even_with_right_hashes(tmp_path: Path) 
     write_record(tmp_path / "0" / "bench.json", {}, ["plan.json", name])
     assert verify(tmp_path / "0") == [f"{name} belongs to another plan"]
     assert verify(tmp_path / "1") == []
+
+
+@pytest.mark.slow
+def test_an_audit_that_is_killed_at_random_points_ends_as_a_whole_one(
+    pipeline: Path, data: Path, audited: Path, tmp_path: Path
+) -> None:
+    """Twenty SIGKILLs during the command; then tables as of a run that nobody stopped."""
+    out, rng = tmp_path / "out", random.Random(0)
+    argv = [sys.executable, "-m", "memfold", "audit", str(pipeline), "--data"]
+    argv += [str(data / "train.npz"), "--generate", "6", "--holdout", str(data / "holdout.npz")]
+    argv += ["--noises", "2", "--alpha", "0.99", "--quiet", "--out", str(out)]
+    for _ in range(20):
+        with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
+            time.sleep(rng.uniform(1, 10))
+            process.send_signal(signal.SIGKILL)
+    subprocess.run(argv, check=True)
+    assert verify(out) == []
+    for name in ("results.parquet", "reference.parquet", "pictures.parquet"):
+        killed, whole = (pq.read_table(place / name).to_pydict() for place in (out, audited))
+        assert repr(killed) == repr(whole), name
+    assert not list(out.rglob(".memfold*"))
 
 
 @pytest.mark.parametrize("kind", ["nothing", "no directory", "unfinished", "a file"])

@@ -376,3 +376,41 @@ def test_evidence_in_words():
     assert words.evidence(Subject("x", "overfitting", 3.0), held_out) == (
         "The model has 3.0 degrees of freedom here."
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "linked"),
+    [
+        ("https://arxiv.org/abs/2411.00113", True),
+        ("http://a.b/c?d=e#f", True),
+        ("HTTPS://a.b", True),
+        ("javascript:alert(1)", False),
+        ("JaVaScRiPt:alert(1)//http://a.b", False),
+        (" javascript:alert(1)", False),
+        ("java\nscript:alert(1)", False),
+        ("data:text/html,<script>", False),
+        ("vbscript:x", False),
+        ("file:///etc/passwd", False),
+        ("//a.b", False),
+        ("https://a.b/\"onclick=alert(1)", False),
+        ("https://a.b\njavascript:alert(1)", False),
+        ("", False),
+        (None, False),
+    ],
+)  # fmt: skip
+def test_only_addresses_of_the_web_become_links(url, linked):
+    assert html_module.web_link(url) is linked
+
+
+def test_every_template_asks_before_it_links():
+    """Each href and src of ours is an anchor, a picture of ours, or an address that was checked."""
+    folder = Path(memfold.report.__file__).parent / "templates"
+    for path in folder.glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        for name, value in re.findall(r'\b(href|src|action|formaction)="([^"]*)"', text):
+            if name == "href" and value == "{{ item.url }}":
+                asked = text[: text.index(f'href="{value}"')].rpartition("{%")[2]
+                assert "is web_link" in asked, path
+            else:
+                assert value.startswith(("#", "data:image/", "{{ ")), (path, value)
+                assert value.startswith("#") or "uri" in value, (path, value)
