@@ -30,7 +30,7 @@ from memfold.lid.fpregress import fpregress
 from memfold.lid.jacobian_rank import jacobian_rank
 from memfold.lid.normal_bundle import normal_bundle
 from memfold.lid.scale import knee, lid_curve, plateau
-from memfold.lid.spectral import spectral_lid
+from memfold.lid.spectral import spectral_lid, transition_mass
 from memfold.types import Curve, Estimate
 
 FLIPD = "FLIPD at x (as published)"
@@ -204,6 +204,63 @@ def trained(args):
     report(table)
 
 
+def cutoffs(args):
+    """Choose LHSD's c where the transition mass is flat, on some exact mixtures; report others."""
+    grid = [0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.5]
+
+    def world(dims, d, seed):
+        g = generator(seed)
+        means = [torch.randn(d, generator=g, dtype=torch.float64) for _ in dims]
+        bases = [
+            torch.linalg.qr(torch.randn(d, k, generator=g, dtype=torch.float64)).Q for k in dims
+        ]
+        spread = [0.5 + torch.rand(k, generator=g, dtype=torch.float64) for k in dims]
+        model = MixtureDenoiser(means, spread, bases)
+        drawn = zip(means, spread, bases, strict=True)
+        x = [m + (torch.randn(2, len(v), generator=g) * v.sqrt()) @ b.mT for m, v, b in drawn]
+        return model, torch.cat(x), np.repeat(dims, 2)
+
+    def table(title, worlds):
+        print(
+            f"\n{title}\n\n| dimensions | sigma | of | "
+            + " | ".join(f"c = {c}" for c in grid)
+            + " |"
+        )
+        print("|---" * (3 + len(grid)) + "|")
+        for dims, d, seed, sigma in worlds:
+            model, x, truth = world(dims, d, seed)
+            masses, errors = [], []
+            for c in grid:
+                options = {"count": "lhsd", "c": c, "n_noises": 4, "n_probes": 2}
+                masses.append(
+                    float(
+                        transition_mass(model, x, sigma, generator=generator(1), **options)[
+                            0
+                        ].mean()
+                    )
+                )
+                lid = spectral_lid(model, x, sigma, generator=generator(1), **options).lid.numpy()
+                errors.append(np.abs(lid - truth).mean())
+            name = f"{'/'.join(map(str, dims))} in {d} | {sigma}"
+            print(f"| {name} | transition mass | " + " | ".join(f"{m:.2f}" for m in masses) + " |")
+            print(
+                f"| {name} | mean error of LID | " + " | ".join(f"{e:.2f}" for e in errors) + " |",
+                flush=True,
+            )
+
+    table(
+        "Chosen on:", [((1, 5, 40), 256, 50, 0.1), ((3, 30), 600, 51, 0.1), ((3, 30), 600, 51, 0.3)]
+    )
+    table(
+        "Reported on:",
+        [
+            ((2, 10, 50, 200), 1000, 60, 0.03),
+            ((10, 80, 200), 3072, 61, 0.03),
+            ((10, 80, 200), 3072, 61, 0.2),
+        ],
+    )
+
+
 def report(table):
     names = list(table)
     print("| estimator | " + " | ".join(names) + " | mean MAE | of FLIPD's | concordance |")
@@ -233,7 +290,7 @@ def write(path, part, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["exact", "trained"])
+    parser.add_argument("part", choices=["exact", "lhsd", "trained"])
     parser.add_argument(
         "--points", type=int, default=6, help="points a component; 4 times a network"
     )
@@ -244,7 +301,7 @@ def main():
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    (exact if args.part == "exact" else trained)(args)
+    {"exact": exact, "lhsd": cutoffs, "trained": trained}[args.part](args)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def count(g, z):
 
 
 def lhsd(g, z):
-    return trace(1 / (1 + ((1 - g) / 0.5) ** 4), z) + (D - K) / 17
+    return trace(1 / (1 + ((1 - g) / 0.2) ** 4), z) + (D - K) * 0.2**4 / (1 + 0.2**4)
 
 
 CASES = {

@@ -244,7 +244,7 @@ def test_conditions_of_samples_reach_the_model(estimator):
     x = torch.randn(3, d, generator=seeded(), dtype=torch.float64)
     x = (x @ q * (torch.arange(d) < cond["k"][:, None])) @ q.mT
     result = estimator(model, x, 0.1, cond=cond, generator=seeded(), n_noises=64)
-    truth = cond["k"] + (d - cond["k"]) / 17 * (estimator is lhsd)
+    truth = cond["k"] + (d - cond["k"]) * 0.2**4 / (1 + 0.2**4) * (estimator is lhsd)
     assert bool(((result.lid - truth).abs() <= 4.5 * result.stderr + 1e-6).all())
 
 
