@@ -49,19 +49,19 @@ def spectral_lid(
 
     LID = E_n tr f(S), where S = I + sigma^2 H and H is the Hessian of log p_sigma.
 
-    - "one-sided": f(l) = l^p / (l^p + (c (1 - l) / (1 - c))^p) on [0, 1], 0 below, 1 above, so
-      that f(c) = 1/2. Normal directions (l = 0), and the negative eigenvalues that trained
+    - "one-sided": f(l) = l^p / (l^p + (t (1 - l) / (1 - t))^p) on [0, 1], 0 below, 1 above, so
+      that f(t) = 1/2, t the `threshold`. Normal directions (l = 0), and the negative eigenvalues that trained
       networks have in numbers, count nothing.
     - "lhsd": 1 / (1 + (|h| / kappa)^p) on the eigenvalues h of H, kappa = c / sigma^2: small
       curvatures count (Osada 2026, arXiv 2605.01221). In terms of l = 1 + sigma^2 h it is
       1 / (1 + (|1 - l| / c)^p), so that each normal direction adds c^p / (1 + c^p).
 
-    Of "lhsd" the paper's are the filter, its cutoff's form, p = 4, 5 Lanczos steps and the idea of
-    a plateau of the transition mass. There is no public code, and which c, noises and sigmas its
-    tables were made with is not known here: the default c = 0.2, the average over noised points
-    and the noises are ours. c was chosen on exact mixtures other than those it is reported on,
-    where transition mass and error are small (`benchmarks/accuracy_model.py lhsd`). A direction of
-    variance v counts only where sigma^2 / (v + sigma^2) is well below c.
+    Of "lhsd" the paper's, as far as it is known here, are the filter, its cutoff's form, p = 4,
+    5 Lanczos steps and the idea of a transition mass. There is no public code, and which c, noises
+    and sigmas its tables were made with is not known here: the default c = 0.2, the average over
+    noised points and the noises are ours. c was chosen on exact mixtures other than those it is
+    reported on, where transition mass and error are small (`benchmarks/accuracy_model.py lhsd`). A
+    direction of variance v counts only where sigma^2 / (v + sigma^2) is well below c.
 
     By stochastic Lanczos quadrature (Ubaru et al. 2017). `transition_mass` says how many
     directions either count leaves undecided.
@@ -75,7 +75,7 @@ def spectral_lid(
         n_noises: noises a sample.
         n_steps: Lanczos steps, each a product with S; 8 where None, and 5 for "lhsd".
         n_probes: random signs a noise.
-        threshold: the eigenvalue c of J at which a direction counts one half, in (0, 1); 0.5, or
+        threshold: the eigenvalue t of J at which a direction counts one half, in (0, 1); 0.5, or
             1 - c of "lhsd", where None.
         c: LHSD's cutoff, in (0, 1): the curvature, in units of 1 / sigma^2, that counts one half;
             0.2 where None. For "lhsd" alone, and in place of `threshold`.
@@ -122,9 +122,9 @@ def transition_mass(
 
     An eigenvalue at the threshold, which counts one half, adds 1; one that counts all or nothing
     adds 0. Where this is a large part of the LID, the spectrum has no gap at this scale, and the
-    LID depends on the threshold as much as on the model. The idea is that of LHSD (Osada 2026, arXiv
-    2605.01221); this formula is ours, and need not be the paper's. With the count of LHSD each
-    normal direction adds 4 c^p / (1 + c^p)^2, since none is ever decided.
+    LID depends on the threshold as much as on the model. The idea is that of LHSD (Osada 2026,
+    arXiv 2605.01221); this formula is ours, and need not be the paper's. With the count of LHSD
+    each normal direction adds 4 c^p / (1 + c^p)^2, since none is ever decided.
 
     Args:
         denoiser: as in `spectral_lid`, like all that follow.

@@ -36,5 +36,14 @@ def spectral_conditional(
         One score an image, shape (b,): minus degrees of freedom.
     """
     fixed = Conditioned(generation.model.model, generation.cond)
-    options = {"count": count, "c": c, "n_noises": 2, "n_steps": 4}
-    return -spectral_lid(fixed, generation.x, sigma, generator=generator, **options).lid
+    estimate = spectral_lid(
+        fixed,
+        generation.x,
+        sigma,
+        count=count,
+        c=c,
+        n_noises=2,
+        n_steps=4,
+        generator=generator,
+    )
+    return -estimate.lid
