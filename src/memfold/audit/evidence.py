@@ -65,9 +65,11 @@ class Show:
         if self.data is not None and missing:
             train = TrainingRows.of(self.model, self.data, self.embedding)
         pieces = []
-        for i in tqdm(flagged, desc="Flagged", unit="prompt", disable=not progress or not flagged):
-            compute = partial(self.evidence, subjects[i], i, train)
-            pieces.append(store.piece("flagged", i, compute))
+        quiet = not progress or not flagged
+        with tqdm(flagged, desc="Flagged", unit="prompt", disable=quiet) as bar:
+            for i in bar:
+                compute = partial(self.evidence, subjects[i], i, train)
+                pieces.append(store.piece("flagged", i, compute))
         return concat(pieces)
 
     def evidence(self, prompt: str, index: int, train: TrainingRows | None) -> Columns:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,6 +25,7 @@ from .mitigation_judge import Clip, Judge, Reference, nearest_row
 from .mitigation_specs import NONE, Spec
 from .scoring import Scoring
 from .store import Columns, Store, read_table
+from .workers import run_parallel
 
 APART = 1000  # how far the seeds of an attack's images lie from those of the prompts
 CASES = ("memorized, mitigated", "memorized, another prompt", "ordinary, own prompt")
@@ -100,11 +97,12 @@ def run_jobs(
 ) -> list[Columns]:
     """Do what is not yet done, keep each piece, and return all."""
     todo = [job for job in jobs if not store.has(job.stage, job.index)]
-    with tqdm(
+    bar = tqdm(
         total=len(jobs), initial=len(jobs) - len(todo), desc="Mitigations", unit="prompt",
         disable=not progress or not jobs,
-    ) as bar:  # fmt: skip
-        for job, columns in zip(todo, _done(state, model, todo, workers), strict=True):
+    )  # fmt: skip
+    with bar, closing(_done(state, model, todo, workers)) as done:
+        for job, columns in zip(todo, done, strict=True):
             store.piece(job.stage, job.index, partial(dict, columns))
             bar.update(1)
     return [store.piece(job.stage, job.index, dict) for job in jobs]
@@ -112,39 +110,25 @@ def run_jobs(
 
 def _done(
     state: Setting, model: TextToImage, todo: Sequence[Job], workers: int
-) -> Iterable[Columns]:
+) -> Iterator[Columns]:
     if workers == 1 or len(todo) < 2:
         if todo:
             _begin(state, model)
         yield from map(_work, todo)
         _STATE.clear()
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(
-        min(workers, len(todo)), context, initializer=_begin, initargs=(state,)
-    ) as pool:
-        yield from pool.map(_work, todo)
+    yield from run_parallel(_work, todo, workers=workers, begin=_begin, arguments=(state,))
 
 
 def _begin(state: Setting, model: TextToImage | None = None) -> None:
     """Load all that a worker needs."""
     if model is None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            torch.set_num_threads(1)
-            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         model = state.scoring.load()
     embedding, clip = load_spaces(state.scoring, state.spaces)
     reference = Reference.of(read_table(state.reference))
     extra = None if state.extra is None else state.extra(model)
     judge = Judge(model, reference, embedding, clip, extra)
     _STATE.update(model=model, judge=judge, scoring=state.scoring, data=state.spaces.data)
-
-
-def _end_with(parent: Any) -> None:
-    """End this worker when the command that started it is gone, even if it was killed."""
-    parent.join()
-    os._exit(1)
 
 
 def _work(job: Job) -> Columns:

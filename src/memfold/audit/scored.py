@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
@@ -23,6 +19,7 @@ from memfold.types import InputError
 
 from .scoring import Cost, Scoring, counted, usable
 from .store import Columns, Store, concat
+from .workers import run_parallel
 
 _PIECE = 8  # prompts in one piece of work
 
@@ -112,11 +109,9 @@ def score_prompts(
     jobs = [(s, list(prompts[s : s + _PIECE])) for s in todo]
     with bar:
         if workers > 1 and len(todo) > 1:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(
-                min(workers, len(todo)), context, initializer=_begin, initargs=(scoring,)
-            ) as pool:
-                for (start, _), columns in zip(jobs, pool.map(_work, jobs), strict=True):
+            results = run_parallel(_work, jobs, workers=workers, begin=_begin, arguments=(scoring,))
+            with closing(results):
+                for (start, _), columns in zip(jobs, results, strict=True):
                     store.piece(stage, start, _given(columns))
                     bar.update(len(prompts[start : start + _PIECE]))
         else:
@@ -134,20 +129,10 @@ _STATE: dict[str, Any] = {}
 def _begin(scoring: Scoring, model: TextToImage | None = None) -> None:
     """Load the pipeline in a worker."""
     if model is None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            torch.set_num_threads(1)
-            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         model = scoring.load()
     detectors, _ = usable(model, scoring.detectors, scoring.images, scoring.spaces)
     training = scoring.training(model) if any(d.training for d in detectors) else None
     _STATE.update(model=model, scoring=scoring, detectors=detectors, training=training)
-
-
-def _end_with(parent: Any) -> None:
-    """End this worker when the command that started it is gone, even if it was killed."""
-    parent.join()
-    os._exit(1)
 
 
 def _work(job: tuple[int, list[str]], bar: Any = None) -> Columns:

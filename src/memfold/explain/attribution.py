@@ -21,7 +21,7 @@ from torch import Tensor
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.prompt_scores import score_name
 from memfold.sampling.trajectory import Generation, generate_watched
-from memfold.tensors import base_seed, prompt_generator
+from memfold.tensors import base_seed, check_generator, prompt_generator
 from memfold.types import InputError
 
 from .gradients import Embedding, Owner, embeddings, gradient_of
@@ -123,6 +123,7 @@ def attribute(
         InputError: an option is unknown, the prompt has no words, or the pipeline lacks what the
             score needs.
     """
+    check_generator(generator)
     score = score_name(score)
     if not isinstance(model, TextToImage):
         kind = type(model).__name__

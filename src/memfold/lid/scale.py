@@ -66,10 +66,11 @@ def lid_curve(
         raise InputError(f"sigmas = {grid} must ascend and hold at least one number")
     source = generator or torch.Generator().manual_seed(base_seed(None))
     state, results = source.get_state(), []
-    for s in tqdm(grid, desc="LID curve", unit="sigma", disable=not progress):
-        source.set_state(state)
-        estimate = ESTIMATORS[estimator](denoiser, x, s, cond=cond, generator=source, **options)
-        results.append(estimate)
+    with tqdm(grid, desc="LID curve", unit="sigma", disable=not progress) as bar:
+        for s in bar:
+            source.set_state(state)
+            estimate = ESTIMATORS[estimator](denoiser, x, s, cond=cond, generator=source, **options)
+            results.append(estimate)
     lid = torch.stack([r.lid for r in results], 1)
     stderr = torch.stack([r.stderr for r in results], 1)
     return Curve(torch.tensor(grid, dtype=torch.float64), lid, stderr, results[0].method)

@@ -85,9 +85,10 @@ def calibrate(
             "to pull against it; add it to the scores"
         )
     watched = []
-    for i, prompt in enumerate(tqdm(todo, desc="Calibration", unit="prompt", disable=not progress)):
-        run = partial(_watch, model, prompt, _seeds(prompt, seed, images), names, arguments)
-        watched.append(run() if keep is None else keep(i, run))
+    with tqdm(todo, desc="Calibration", unit="prompt", disable=not progress) as bar:
+        for i, prompt in enumerate(bar):
+            run = partial(_watch, model, prompt, _seeds(prompt, seed, images), names, arguments)
+            watched.append(run() if keep is None else keep(i, run))
     sigmas = watched[0]["sigmas"]
     if any(found["sigmas"] != sigmas for found in watched):
         raise InputError("the runs went through different noise levels; fix the number of steps")
