@@ -184,6 +184,9 @@ COMMANDS = {
     "memfold report deep-report": "audit.json",
     "memfold report nan-report": "audit.json",
     "memfold report ''": "--out '' is empty",
+    "memfold verify none": "none",
+    "memfold verify folder": "folder",
+    "memfold verify data.npy": "data.npy",
     # Known answers.
     f"{AUDIT} --truth none.json": "--truth none.json cannot be read",
     f"{AUDIT} --truth list.json": 'is not of the form {"duplicated"',

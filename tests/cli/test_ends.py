@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -232,3 +233,41 @@ def test_half_where_no_network_runs_says_so(images, monkeypatch, capsys):
         0,
         "Note: memfold data-lid runs no network; --half changes nothing here\n",
     )
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_full_disk_is_one_line_and_leaves_nothing(name, images, tmp_path_factory):
+    """A file may not grow beyond 64 bytes: what a full disk says, without one."""
+    out = tmp_path_factory.mktemp("out") / name
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64));"
+        "sys.dont_write_bytecode = True; from memfold.cli import main; main()"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script, "data-lid", images, "--quiet", "--out", out],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 2
+    (line,) = found.stderr.splitlines()
+    assert f"{out} cannot be written (File too large); make room" in line
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_audit_says_how_to_go_on(number, code, tmp_path):
+    demo = Path(__file__).parents[2] / "assets/demo"
+    process = subprocess.Popen(
+        [*MEMFOLD, "audit", demo / "model", "--data", demo / "train.npz", "--train-points",
+         "--noises", "5000", "--out", tmp_path / "out", "--quiet"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while not list(tmp_path.glob("out/parts/*.parquet")) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    (line,) = err.splitlines()
+    assert line.endswith("; run the same command again to go on where it was")
+    assert list(tmp_path.glob("out/parts/*.parquet"))

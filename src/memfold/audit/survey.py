@@ -180,7 +180,9 @@ def save(table: dict[str, list[Any]], path: str) -> None:
         else:
             raise InputError(f"--out {path}: write to a .parquet or .csv file")
     except OSError as error:
-        raise InputError(f"--out {path} cannot be written ({error.strerror})") from error
+        raise InputError(
+            f"--out {path} cannot be written ({error.strerror}); make room, or choose another place"
+        ) from error
 
 
 def write_figure(svg: str, path: str) -> None:
@@ -198,7 +200,10 @@ def write_figure(svg: str, path: str) -> None:
     try:
         write_text(Path(path), svg)
     except OSError as error:
-        raise InputError(f"--figure {path} cannot be written ({error.strerror})") from error
+        raise InputError(
+            f"--figure {path} cannot be written ({error.strerror}); make room, or choose another "
+            "place"
+        ) from error
 
 
 def _flat(images: Images) -> np.ndarray:

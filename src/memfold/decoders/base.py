@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from memfold.tensors import check_tensor
 from memfold.types import InputError
 
 _COUPLED = (torch.nn.modules.batchnorm._BatchNorm, torch.nn.modules.dropout._DropoutNd)
@@ -49,6 +50,7 @@ class Decoder(ABC):
         Raises:
             InputError: latents of another shape, or a model that returns no batch.
         """
+        check_tensor(z, "z")
         if z.ndim < 2 or len(z) == 0:
             raise InputError(f"z has shape {tuple(z.shape)}; pass a batch of latents, (b, *k)")
         if self.latent_shape is not None and tuple(z.shape[1:]) != self.latent_shape:

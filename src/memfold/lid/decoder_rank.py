@@ -12,7 +12,7 @@ from torch import Tensor
 from memfold.decoders.base import Decoder, as_decoder
 from memfold.linalg.jacobian import Jacobian
 from memfold.linalg.rank import Rule, count_large, jackknife_count, warn_unsettled
-from memfold.tensors import base_seed, normal_like, per_sample
+from memfold.tensors import base_seed, check_tensor, normal_like, per_sample
 from memfold.types import Estimate, InputError
 
 DecoderRule = Literal["threshold", "gap", "ratio", "soft"]
@@ -263,6 +263,7 @@ def _check(decoder: Decoder, z: Tensor, sigma: float | None, rule: str) -> None:
         raise InputError(f"rule {rule!r} needs a scale: pass sigma, in units of x")
     if sigma is not None and not 0 < sigma < float("inf"):
         raise InputError(f"sigma = {sigma} is no scale; choose a number above 0")
+    check_tensor(z, "z")
     if z.ndim < 2 or len(z) == 0:
         raise InputError(f"z has shape {tuple(z.shape)}; pass a batch of latents, (b, *k)")
     if z.dtype not in (torch.float32, torch.float64):

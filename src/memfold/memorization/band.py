@@ -150,7 +150,9 @@ class Band:
         try:
             write_text(path, text + "\n")
         except OSError as error:
-            raise InputError(f"{path} cannot be written ({error.strerror})") from error
+            raise InputError(
+                f"{path} cannot be written ({error.strerror}); make room, or choose another place"
+            ) from error
 
     @staticmethod
     def load(path: str | Path) -> Band:
