@@ -82,7 +82,8 @@ x = torch.zeros(2, 4)
 def D(x, sigma): return x / 2
 def given(name, kind):
     known = {"denoiser": D, "x": x, "z": x, "sigma": 0.1, "decoder": lambda z: z, "n": 4,
-             "ambient": 6, "dim": 2, "dims": (2,), "sampler": lambda n, generator: x, "sample": lambda n, g: x}
+             "ambient": 6, "dim": 2, "dims": (2,), "sampler": lambda n, generator: x,
+             "sample": lambda n, g: x}
     return known.get(name)
 for module in pkgutil.walk_packages(memfold.__path__, "memfold."):
     if any(part.startswith("_") for part in module.name.split(".")): continue

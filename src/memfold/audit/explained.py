@@ -25,7 +25,6 @@ from memfold.memorization.prompt_scores import score_name
 from memfold.mitigation import METHODS, mitigate
 from memfold.report.prompt_figures import explanation_page
 from memfold.report.word_figure import shaded_words
-from memfold.sampling.arguments import guidance_of
 from memfold.sampling.training import training_images
 from memfold.sampling.trajectory import Generation, generate_watched
 from memfold.tensors import prompt_generator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -110,7 +110,7 @@ def run_jobs(
 
 def _done(
     state: Setting, model: TextToImage, todo: Sequence[Job], workers: int
-) -> Iterator[Columns]:
+) -> Generator[Columns, None, None]:
     if workers == 1 or len(todo) < 2:
         if todo:
             _begin(state, model)

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -24,7 +24,7 @@ def run_parallel(
     workers: int,
     begin: Callable[..., None],
     arguments: tuple[Any, ...],
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Do jobs in processes of their own, and give the results in the order of the jobs.
 
     A stopped command, or one whose job fails, takes its workers with it at once; a Ctrl-C is the
