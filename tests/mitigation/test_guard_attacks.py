@@ -444,6 +444,51 @@ def test_a_band_of_an_older_memfold_says_that_it_must_be_made_anew(tmp_path):
         Guard(model(), tmp_path / "band.json")
 
 
+def test_the_command_calibrates_further_arguments(tmp_path, monkeypatch, capsys):
+    from memfold.cli import main
+
+    directory, out = tmp_path / "model", tmp_path / "band.json"
+    model().pipe.save_pretrained(directory)
+    (tmp_path / "ordinary.txt").write_text("\n".join(PROMPTS))
+
+    def run(*arguments):
+        given = [w for a in arguments for w in ("--argument", a)]
+        prompts = str(tmp_path / "ordinary.txt")
+        command = ["calibrate", str(directory), "--prompts", prompts, "--out", str(out)]
+        command += ["--alpha", "0.1", "--steps", "3", "--guidance-scale", "3"]
+        monkeypatch.setattr("sys.argv", ["memfold", *command, *given])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code or 0, capsys.readouterr().err
+
+    given = {"height": 16, "negative_prompt": "a blue house"}
+    for wrong, match in (("height", "not NAME=VALUE"), ("heigth=16", "takes no such"),
+                         ("prompt=a", "takes no such"), ("guidance_scale=2", "another option"),
+                         ("callback_on_step_end=1", "no band holds")):  # fmt: skip
+        code, said = run(wrong)
+        assert code == 2
+        assert match in said
+    code, said = run("height=16", "negative_prompt=a blue house")
+    assert code == 0, said
+    made = Band.load(out)
+    assert {k: made.conditions["arguments"][k] for k in given} == given
+    guarded = Guard(directory, replace(made, threshold=1e6), on_memorized="refuse")
+    draw(guarded, **given)
+    with pytest.raises(InputError, match="height = 16"):
+        draw(guarded, negative_prompt="a blue house")
+
+
+@pytest.mark.slow
+def test_memorized_prompts_are_refused_under_every_attack_that_is_in_the_docs():
+    """Eleven memorized prompts of the bundled pipeline; none passes under anything."""
+    from experiments.text_to_image.attacks import measure
+
+    found = measure(11)
+    assert len(found) > 20
+    assert {name: row["passed"] for name, row in found.items()} == dict.fromkeys(found, 0)
+    assert not [name for name, row in found.items() if "(crash)" in row["answer"]]
+
+
 def test_calibration_refuses_what_no_band_can_hold_for():
     for name, value in (
         ("callback_on_step_end", keep_latents),

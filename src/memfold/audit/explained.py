@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from memfold.files import write_bytes, write_text
 from memfold.lid.scale import default_sigmas, lid_curve
 from memfold.memorization.band import Band, prompts_needed
 from memfold.memorization.calibrate import ATTENTION, SCORES, calibrate, conditions_of
+from memfold.memorization.conditions import FREE
 from memfold.memorization.prompt_scores import score_name
 from memfold.mitigation import METHODS, mitigate
 from memfold.report.prompt_figures import explanation_page
@@ -159,6 +160,7 @@ def calibrated(
     *,
     alpha: float,
     scores: Sequence[str] = (),
+    arguments: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Band:
@@ -170,6 +172,7 @@ def calibrated(
         out: file of the band; finished prompts are kept in a directory beside it.
         alpha: wanted false-positive rate.
         scores: names of the monitor's scores; empty for those that the pipeline has.
+        arguments: further ones of the pipeline's call; the band holds for these and no others.
         overwrite: discard the prompts of another calibration.
         progress: show a bar.
 
@@ -177,7 +180,7 @@ def calibrated(
         The band.
 
     Raises:
-        InputError: too few prompts, or a score that the pipeline does not have.
+        InputError: too few prompts, or a score or an argument that the pipeline does not have.
     """
     path = Path(out)
     check_file("out", str(out), ())
@@ -193,7 +196,16 @@ def calibrated(
             known = ", ".join((*SCORES, *ATTENTION))
             raise InputError(f"--score {name!r} is unknown; choose from {known}")
     model = scoring.load()
-    fingerprint = {**scoring.fingerprint(), "prompts": texts, "scores": list(scores)}
+    more = dict(arguments or {})
+    for name in more:
+        if name not in model.accepts or name in (*FREE, *scoring.options()):
+            raise InputError(
+                f"--argument {name}: {model.name} takes no such argument, or it is given by "
+                "another option or for each call"
+            )
+    fingerprint = {
+        **scoring.fingerprint(), "prompts": texts, "scores": list(scores), "arguments": more,
+    }  # fmt: skip
     with Store(f"{out}.parts", fingerprint, overwrite=overwrite) as store:
 
         def keep(i: int, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -202,7 +214,8 @@ def calibrated(
 
         band = calibrate(
             model, texts, alpha=alpha, images=scoring.images, seed=scoring.seed,
-            scores=tuple(scores) or None, keep=keep, progress=progress, **scoring.options(),
+            scores=tuple(scores) or None, keep=keep, progress=progress,
+            **scoring.options(), **more,
         )  # fmt: skip
         band.save(path)
     return band

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ from memfold.cli._options import (
     Steps,
 )
 from memfold.cli._printing import print_json, printable
+from memfold.types import InputError
 
 
 def calibrate(
@@ -58,6 +60,14 @@ def calibrate(
     images: Annotated[
         int, typer.Option("--images", help="Images that one guarded call may draw together.")
     ] = 1,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--argument",
+            help="NAME=VALUE, once for each further argument of the guarded calls, such as "
+            "height=64 or negative_prompt=blurry; the band holds for these and no others.",
+        ),
+    ] = None,
     steps: Steps = None,
     guidance_scale: Guidance = None,
     seed: Seed = 0,
@@ -71,8 +81,9 @@ def calibrate(
 ) -> None:
     """Find the band in which ordinary prompts stay over the steps, for memfold.Guard.
 
-    Each prompt is drawn with seeds of its own. Give the steps, guidance and number of images that
-    the guarded pipeline will be called with. A run that was stopped goes on where it was.
+    Each prompt is drawn with seeds of its own. Give the steps, the guidance, the number of images
+    and all other arguments that the guarded pipeline will be called with: the band holds for no
+    others. A run that was stopped goes on where it was.
 
     [bold]Example[/bold]: memfold calibrate my-pipeline --prompts ordinary.txt --out band.json
     """
@@ -89,6 +100,7 @@ def calibrate(
         out,
         alpha=alpha,
         scores=tuple(score or ()),
+        arguments=dict(map(_argument, argument or ())),
         overwrite=overwrite,
         progress=not (json_ or quiet),
     )
@@ -102,6 +114,17 @@ def calibrate(
         f"{band.threshold:.3g} spreads above the median at every step, false-positive rate "
         f"{band.alpha:g}."
     )
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """Part NAME=VALUE; the value is JSON where it reads as such, else text."""
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise InputError(f"--argument {text!r} is not NAME=VALUE, such as height=64")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def mitigate(
