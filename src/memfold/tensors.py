@@ -186,3 +186,14 @@ def rademacher_like(x: Float[Tensor, "b *d"], n: int, seed: int) -> Float[Tensor
         torch.randint(2, (n, *x.shape[1:]), generator=g) * 2 - 1 for g in sample_generators(x, seed)
     ]
     return torch.stack(draws).to(x) if draws else x.new_empty(0, n, *x.shape[1:])
+
+
+def sphere_like(x: Float[Tensor, "b *d"], n: int, seed: int) -> Float[Tensor, "b n *d"]:
+    """Draw n tensors of length sqrt(d) for each sample, uniform in direction, keyed likewise.
+
+    E w w^T = I as for random signs; but restricted to a few coordinates signs are collinear with
+    finite probability, and these never.
+    """
+    w = normal_like(x, n, seed)
+    size = w.flatten(2).norm(dim=2).reshape(*w.shape[:2], *[1] * (x.ndim - 1))
+    return w * (x[0].numel() ** 0.5 / size) if len(x) else w

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,6 +14,23 @@ Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, 
 _SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
 _NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
 _DEPENDENT = 1e-4  # squared singular value below which a basis vector adds nothing
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look at the operators of a batch found.
+
+    Attributes:
+        passed: True where the low-rank route is open, shape (b,).
+        spent: True where k more products were taken, shape (b,).
+        basis: an orthonormal basis of the span of A w, 0 where none was taken, shape (b, k, d).
+        images: A times that basis, shape (b, k, d).
+    """
+
+    passed: Bool[Tensor, " b"]
+    spent: Bool[Tensor, " b"]
+    basis: Float[Tensor, "b k d"]
+    images: Float[Tensor, "b k d"]
 
 
 def apply(product: Product, probes: Tensor, x: Tensor, rows: Tensor) -> Tensor:
@@ -28,7 +46,7 @@ def diagnose(
     products: Float[Tensor, "b k d"],
     x: Float[Tensor, "b *d"],
     rows: Tensor,
-) -> tuple[Bool[Tensor, " b"], Bool[Tensor, " b"]]:
+) -> Look:
     """Look whether A is symmetric and positive semi-definite, from k products and k more.
 
     For random signs E (w_i^T A w_j)^2 = |A|_F^2 off the diagonal, so that the antisymmetric part of
@@ -44,13 +62,11 @@ def diagnose(
         rows: their numbers, shape (b,).
 
     Returns:
-        True where the low-rank route is open, and true where k more products were spent, (b,).
+        What was found, and the k products that it took where A looked symmetric.
     """
-    m = (probes @ products.mT).double()
-    off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
-    anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
-    symmetric = anti <= _SYMMETRIC * sym
+    symmetric = looks_symmetric(probes, products)
     passed = symmetric.clone()
+    basis, images = torch.zeros_like(products), torch.zeros_like(products)
     if symmetric.any():
         some = symmetric.nonzero()[:, 0]
         q = torch.linalg.qr(products[some].mT).Q.mT
@@ -60,7 +76,18 @@ def diagnose(
             torch.cat([unit * probes[some], q], 1), torch.cat([unit * products[some], image], 1)
         )
         passed[some] = values[:, 0] >= -_NEGATIVE * values[:, -1].abs()
-    return passed, symmetric
+        basis[some], images[some] = q, image
+    return Look(passed, symmetric, basis, images)
+
+
+def looks_symmetric(
+    probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"]
+) -> Bool[Tensor, " b"]:
+    """Compare the antisymmetric part of W A W^T with the symmetric one, off the diagonal."""
+    m = (probes @ products.mT).double()
+    off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
+    anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
+    return anti <= _SYMMETRIC * sym
 
 
 def _ritz(basis: Float[Tensor, "b k d"], image: Float[Tensor, "b k d"]) -> Float[Tensor, "b k"]:
