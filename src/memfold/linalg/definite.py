@@ -12,6 +12,7 @@ from torch import Tensor
 Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, *d)
 
 _SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
+_ROUNDING = 1e-6  # of |W| |A W|, within which both parts are 0, as where signs miss all tangents
 _NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
 _DEPENDENT = 1e-4  # squared singular value below which a basis vector adds nothing
 
@@ -87,7 +88,8 @@ def looks_symmetric(
     m = (probes @ products.mT).double()
     off = ~torch.eye(m.shape[1], dtype=torch.bool, device=m.device)
     anti, sym = ((m - m.mT) * off).flatten(1).norm(dim=1), ((m + m.mT) * off).flatten(1).norm(dim=1)
-    return anti <= _SYMMETRIC * sym
+    size = probes.flatten(1).norm(dim=1) * products.flatten(1).norm(dim=1)
+    return anti <= _SYMMETRIC * sym + _ROUNDING * size
 
 
 def _ritz(basis: Float[Tensor, "b k d"], image: Float[Tensor, "b k d"]) -> Float[Tensor, "b k"]:
