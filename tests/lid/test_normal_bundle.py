@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from memfold.denoisers.exact import GaussianDenoiser, MixtureDenoiser
+from memfold.lid.jacobian_rank import jacobian_rank
 from memfold.lid.normal_bundle import normal_bundle
 from memfold.linalg.rank import RankWarning
 from memfold.types import InputError
@@ -52,8 +54,6 @@ def test_a_steep_density_adds_a_direction_unless_centered():
 def test_an_undecided_spectrum_has_an_error():
     # variances about sigma^2 / 3: the singular values straddle the threshold of 3/4
     model, mean, _, basis = gaussian(20, 12)
-    from memfold.denoisers.exact import GaussianDenoiser
-
     model = GaussianDenoiser(mean, torch.linspace(0.1, 0.6, 12).double(), basis)
     x = mean[None]
     runs = [
@@ -88,3 +88,58 @@ def test_within_one_dimension_up_to_200_in_800(component):
     model, points = mixture(dims, 800)
     result = normal_bundle(model, points(component, 1), 0.05, generator=seeded())
     assert abs(float(result.lid) - dims[component]) <= 1
+
+
+# --- spectra with and without a gap
+
+
+def ramp(d, low, high):
+    """Variances such that the singular values of the residuals fall evenly: no gap."""
+    s = torch.linspace(high, low, d, dtype=torch.float64)
+    return GaussianDenoiser(torch.full((d,), 2.0).double(), 1 / s - 1, rotation(d, d, 3))
+
+
+@pytest.mark.parametrize("rule", ["gap", "ratio"])
+def test_no_gap_is_no_certainty(rule):
+    # at sigma = 1 residuals have s = 1 / (l + 1): the thresholds of the docstring give 4 to 14
+    # dimensions of 40; wherever the largest drop lies, the error must reach over them
+    d = 40
+    model = ramp(d, 0.05, 1.0)
+    x = torch.full((1, d), 2.0).double()
+    with pytest.warns(RankWarning, match=r"no gap at x\[0\] \(the gap says .*, thresholds "):
+        result = normal_bundle(model, x, 1.0, rule=rule, n_noises=64 * d, generator=seeded())
+    s = torch.linspace(0.05, 1.0, d, dtype=torch.float64)
+    edge = 1 - 1 / 8
+    low, high = ((s < edge * q).sum() for q in (0.25, 0.75))
+    assert float(result.lid - 2 * result.stderr) < float(low)
+    assert float(result.lid + 2 * result.stderr) > float(high)
+    assert float(result.stderr) > float(high - low) / 12**0.5 * 0.9
+
+
+def test_a_gap_is_certain_and_one_row_without_is_named():
+    # two components: three dimensions flat, and 20 of all sizes
+    d = 24
+    far = torch.zeros(d, dtype=torch.float64)
+    far[0] = 1000
+    s = torch.linspace(0.05, 0.95, d, dtype=torch.float64)
+    model = MixtureDenoiser(
+        [far * 0, far],
+        [torch.full((3,), 400.0).double(), 1 / s - 1],
+        [rotation(d, 3, 1), rotation(d, d, 2)],
+    )
+    x = torch.stack([far * 0, far])
+    with pytest.warns(RankWarning, match=r"no gap at x\[1\]"):
+        result = normal_bundle(model, x, 1.0, generator=seeded())
+    assert (float(result.lid[0]), float(result.stderr[0])) == (3, 0)
+    assert float(result.stderr[1]) > 1
+
+
+def test_rank_of_the_jacobian_by_a_gap_that_is_none():
+    d = 40
+    model = ramp(d, 0.02, 1.0)
+    x = torch.full((1, d), 2.0).double()
+    result = jacobian_rank(model, x, 1.0, rule="gap", max_size=d, generator=seeded())
+    by_threshold = jacobian_rank(model, x, 1.0, generator=seeded())
+    assert float(by_threshold.stderr) == 0
+    assert abs(float(result.lid - by_threshold.lid)) < 3 * float(result.stderr)
+    assert float(result.stderr) > 1

@@ -35,6 +35,10 @@ class NetworkDenoiser(Denoiser):
         self.shape = shape
         self.sigma_min, self.sigma_max = schedule.sigma_min, schedule.sigma_max
 
+    def input_scale(self, sigma: Tensor) -> float | Tensor:
+        """Return a: the variance-preserving coordinates that most networks take."""
+        return (1 + sigma**2).rsqrt()
+
     def predict(self, z: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Ask the network at its own coordinates z and the time that belongs to sigma."""
         return self.network(z, self.schedule.t(sigma.flatten()), cond)
@@ -45,7 +49,7 @@ class EpsDenoiser(NetworkDenoiser):
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Return x - sigma eps."""
-        a = (1 + sigma**2).rsqrt()
+        a = self.input_scale(sigma)
         return x - sigma * self.predict(a * x, sigma, cond)
 
 
@@ -54,7 +58,7 @@ class VDenoiser(NetworkDenoiser):
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Return a^2 x - a sigma v."""
-        a = (1 + sigma**2).rsqrt()
+        a = self.input_scale(sigma)
         return a**2 * x - a * sigma * self.predict(a * x, sigma, cond)
 
 
@@ -63,7 +67,7 @@ class X0Denoiser(NetworkDenoiser):
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Return the prediction."""
-        return self.predict((1 + sigma**2).rsqrt() * x, sigma, cond)
+        return self.predict(self.input_scale(sigma) * x, sigma, cond)
 
 
 class FlowDenoiser(NetworkDenoiser):
@@ -73,13 +77,22 @@ class FlowDenoiser(NetworkDenoiser):
     D = (x - sigma u(z, t)) / (1 + sigma).
     """
 
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """Return 1 / (1 + sigma)."""
+        return 1 / (1 + sigma)
+
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Return (x - sigma u) / (1 + sigma)."""
-        return (x - sigma * self.predict(x / (1 + sigma), sigma, cond)) / (1 + sigma)
+        z = self.input_scale(sigma) * x
+        return (x - sigma * self.predict(z, sigma, cond)) / (1 + sigma)
 
 
 class ScoreDenoiser(NetworkDenoiser):
     """The network predicts the score in VE coordinates (Song et al. 2021): D = x + sigma^2 s."""
+
+    def input_scale(self, sigma: Tensor) -> float:
+        """Return 1: it takes x itself."""
+        return 1.0
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Return x + sigma^2 s."""
@@ -103,9 +116,13 @@ class EDMDenoiser(NetworkDenoiser):
         super().__init__(network, schedule, shape=shape)
         self.sigma_data = sigma_data
 
+    def input_scale(self, sigma: Tensor) -> Tensor:
+        """Return c_in."""
+        return torch.rsqrt(sigma**2 + self.sigma_data**2)
+
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Return c_skip x + c_out F."""
         total = sigma**2 + self.sigma_data**2
-        c_skip, c_in = self.sigma_data**2 / total, torch.rsqrt(total)
+        c_skip, c_in = self.sigma_data**2 / total, self.input_scale(sigma)
         c_out = sigma * self.sigma_data * c_in
         return c_skip * x + c_out * self.predict(c_in * x, sigma, cond)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.decoders.base import Decoder, as_decoder
-from memfold.linalg.jacobian import Jacobian
+from memfold.linalg.jacobian import Jacobian, with_graph
 from memfold.linalg.rank import Rule, count_large, jackknife_count, warn_unsettled
 from memfold.tensors import base_seed, check_tensor, normal_like, per_sample
 from memfold.types import Estimate, InputError
@@ -223,9 +223,9 @@ def _jacobian(decoder: Decoder, z: Tensor) -> Float[Tensor, "b d k"]:
     z, k = z.detach(), z[0].numel()
     with torch.enable_grad():
         leaf = z.clone().requires_grad_(True)
-        x = decoder(leaf)
+        x = with_graph(decoder, leaf)
     d = x[0].numel()
-    if d < k:
+    if d < k and x.requires_grad:
         rows = []
         for i in range(d):
             unit = torch.zeros_like(x).flatten(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.base import Denoiser, as_denoiser
-from memfold.linalg.rank import RULES, Rule, count_large, warn_unsettled
+from memfold.linalg.rank import RULES, Rule, count_large, doubt, warn_unsettled
 from memfold.linalg.subspace import leading_eigenvalues
 from memfold.tensors import base_seed
 from memfold.types import Estimate, InputError
@@ -69,7 +70,9 @@ def jacobian_rank(
         memory_budget: bytes that retained graphs may keep at a time.
 
     Returns:
-        LID and its standard error over noises, shape (b,); 0 where all noises agree.
+        LID and its standard error over noises, shape (b,); 0 where all noises agree. With "gap" and
+        "ratio", what thresholds from c to (1 + c) / 2 count otherwise is part of it: where there
+        is no gap, all noises may agree on a drop that says nothing.
 
     Raises:
         InputError: points, sigma or options that cannot be used.
@@ -94,7 +97,8 @@ def jacobian_rank(
     x, seed = x.detach(), base_seed(generator)
     most = min(max_size, x[0].numel())
     size = min(rows_that_fit(denoiser, x, sigma, cond, memory_budget, most), max(_ROWS, n_noises))
-    each, open_ends = [], 0
+    each, off, open_ends = [], [], 0
+    window = (threshold, (1 + threshold) / 2)  # below, not all values are known
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
         jacobian = jacobian_at(denoiser, rows, sigma)
         found = leading_eigenvalues(
@@ -107,7 +111,10 @@ def jacobian_rank(
             seed=seed + 1,
         )
         whole = found.values.shape[1] == x[0].numel()
-        each.append(_count(found.values, rule, threshold, whole).to(rows.x))
+        count = _count(found.values, rule, threshold, whole).to(rows.x)
+        each.append(count)
+        if rule != "threshold":
+            off.append(doubt(found.values, count, *window))
         open_ends += int((~found.complete).sum())
     if open_ends:
         warn_unsettled(
@@ -115,7 +122,11 @@ def jacobian_rank(
             f"eigenvalues above {threshold}: their LID is a lower bound; raise max_size"
         )
     name = f"rank of J ({rule}, {n_noises} noises), {denoiser.space}"
-    return mean_over_noises(torch.cat(each), len(x), sigma, name)
+    mean = mean_over_noises(torch.cat(each), len(x), sigma, name)
+    if not off:
+        return mean
+    doubts = torch.cat(off).reshape(len(x), -1).mean(1)
+    return replace(mean, stderr=(mean.stderr**2 + doubts**2).sqrt())
 
 
 def _count(values: Float[Tensor, "r m"], rule: Rule, threshold: float, whole: bool) -> Tensor:

@@ -16,6 +16,8 @@ from memfold.linalg.jacobian import Jacobian, graph_bytes
 from memfold.tensors import check_tensor, normal_like
 from memfold.types import Estimate, InputError
 
+from .resolution import check_resolution
+
 MEMORY_BUDGET = 2**30  # bytes that the graphs of one chunk may keep
 
 
@@ -26,7 +28,7 @@ class Rows:
     Attributes:
         x: the point that the network sees, shape (r, *d).
         clean: the sample itself, shape (r, *d).
-        noise: x = clean + sigma noise, shape (r, *d).
+        noise: (x - clean) / sigma, with what rounding left of it, shape (r, *d).
         f: `x -> D(x, sigma, cond)` for points that belong to these rows.
     """
 
@@ -60,6 +62,7 @@ def check_points(denoiser: Denoiser, x: Tensor, sigma: float) -> None:
     if x.dtype not in (torch.float32, torch.float64):
         raise InputError(f"x has dtype {x.dtype}, which rounds small noises away; pass x.float()")
     denoiser.check(x[:1], sigma)
+    check_resolution(x, float(sigma), denoiser.dtype)
 
 
 def noised(
@@ -103,7 +106,8 @@ def noised(
         def f(y: Tensor, own: Any = own) -> Tensor:
             return denoiser(y, sigma, own)
 
-        yield Rows(clean + sigma * noise, clean, noise, f)
+        y = clean + sigma * noise
+        yield Rows(y, clean, (y - clean) / sigma, f)
 
 
 def jacobian_at(denoiser: Denoiser, rows: Rows, sigma: float) -> Jacobian:

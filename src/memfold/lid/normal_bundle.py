@@ -10,11 +10,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.base import Denoiser, as_denoiser, select
-from memfold.linalg.rank import Rule, count_large, jackknife_count, warn_unsettled
+from memfold.linalg.rank import (
+    Rule,
+    count_large,
+    doubt,
+    jackknife_count,
+    singular_values,
+    warn_unsettled,
+)
 from memfold.tensors import base_seed
 from memfold.types import Estimate, InputError
 
 from .noised import check_points, noised
+
+_OPEN = 0.5  # doubt, in dimensions, from which a warning names the point
 
 
 @torch.no_grad()
@@ -55,7 +64,11 @@ def normal_bundle(
 
     Returns:
         LID and its standard error, shape (b,): a grouped jackknife over residuals, on the large
-        side; 0 where no tenth of them matters, which is not to say that the count is right.
+        side; 0 where no tenth of them matters, which is not to say that the count is right. With
+        "gap" and "ratio" the doubt where there is no gap is added: normals have singular values
+        above e = 1 - sqrt(D / K), and those of tangents vanish, so that all thresholds between
+        e / 4 and 3 e / 4 must give the same count; the root mean square by which they do not is
+        part of the error, and a warning names the point.
 
     Raises:
         InputError: points, sigma or options that cannot be used.
@@ -77,6 +90,7 @@ def normal_bundle(
     def normals(s: Tensor) -> Tensor:
         return count_large(s, order="descending", rule=rule, threshold=threshold, ends=ends)
 
+    edge, open_ = 1 - (d / k) ** 0.5, []
     lid, stderr, seed = [], [], base_seed(generator)
     for i in range(len(x)):
         own = select(cond, torch.tensor([i]), len(x))
@@ -90,8 +104,21 @@ def normal_bundle(
                 "float32, or remove that point"
             )
         count, error = jackknife_count(residuals, normals, center=center)
+        if rule != "threshold":
+            s = singular_values(residuals, center=center)
+            off = doubt(s[None], count[None], edge / 4, 3 * edge / 4)[0]
+            error = (error**2 + off**2).sqrt()
+            most, least = (d - int((s > edge * q).sum()) for q in (3 / 4, 1 / 4))
+            if float(off) > _OPEN:
+                open_.append(f"x[{i}] (the gap says {d - int(count)}, thresholds {least} to {most})")
         lid.append(d - count)
         stderr.append(error)
+    if open_:
+        more = f" and {len(open_) - 1} more" if len(open_) > 1 else ""
+        warn_unsettled(
+            f"the singular values have no gap at {open_[0]}{more}, sigma = {sigma:.4g}: the "
+            "standard error holds that; take another sigma, or rule='threshold'"
+        )
     name = f"normal bundle ({k} residuals, {rule}), {space}"
     return Estimate(torch.stack(lid).to(x), torch.stack(stderr).to(x), float(sigma), name)
 

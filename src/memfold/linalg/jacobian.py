@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from memfold.types import InputError
 
 from .products import (
+    HALF,
     WAYS,
     adjoint_holds,
     difference_jvp,
@@ -19,6 +21,14 @@ from .products import (
     known_way,
     remember,
 )
+
+_FALSE, _SEEN = 0.5, 0.02  # how much gradients may miss of what f does, and of |v|^2 at least
+_FINER, _STEADY = 8, 0.2  # a second step, and how well the difference must agree with itself
+_STEP, _RESOLVED = 0.25, 0.1  # the step's length over the scale, and the rounding allowed in it
+
+
+class GradientWarning(UserWarning):
+    """A function gives no gradients, or wrong ones: its Jacobian is taken from differences."""
 
 
 class Jacobian:
@@ -63,17 +73,31 @@ class Jacobian:
         self.network, self.precision = network, precision
         with torch.enable_grad():
             self.x = x.detach().requires_grad_(True)
-            self._y = f(self.x)
+            self._y = with_graph(f, self.x)
         self.value = self._y.detach()
         self._image: tuple[Tensor, Tensor] | None = None
+        self._trust: bool | None = None
 
     def vjp(self, v: Float[Tensor, "b *e"]) -> Float[Tensor, "b *d"]:
-        """Return J^T v: one backward pass through the retained graph."""
+        """Return J^T v: one backward pass through the retained graph; J v where there is none.
+
+        Raises:
+            InputError: f has no gradients, and maps to another shape, so that J^T is not J.
+        """
+        if not self.has_gradients():
+            if v.shape != self.x.shape:
+                raise InputError(
+                    f"the function from {tuple(self.x.shape)} to {tuple(v.shape)} gives no "
+                    "gradients, and J^T v is not to be had by differences; give it gradients"
+                )
+            return self._jvp("difference", v)
         (out,) = torch.autograd.grad(self._y, self.x, v.to(self._y), retain_graph=True)
         return out
 
     def jvp(self, v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *e"]:
         """Return J v; exact but for the central difference, of second order in its step."""
+        if not self.has_gradients():
+            return self._jvp("difference", v)
         if self.way == "auto":
             self.way = known_way(self.network, self.x, self.precision) or self._find_way()
         try:
@@ -83,6 +107,62 @@ class Jacobian:
                 raise
             self.way = self._find_way()  # the network has changed since
             return self._jvp(self.way, v)
+
+    def has_gradients(self) -> bool:
+        """Tell whether f has a graph, and one that agrees with what f does; asked once a network.
+
+        A warning says where it has not.
+        """
+        if self._trust is None:
+            key = ("gradients", self.precision)
+            known = known_way(self.network, self.x, key)
+            self._trust = self._agrees() if known is None else known == "yes"
+            remember(self.network, self.x, key, "yes" if self._trust else "no")
+            if not self._trust:
+                warnings.warn(
+                    "the model gives no gradients (or none that agree with what it does): products "
+                    "with its Jacobian are central differences, two passes each, and the Jacobian "
+                    "is taken to be symmetric",
+                    GradientWarning,
+                    stacklevel=2,
+                )
+        return self._trust
+
+    def _agrees(self) -> bool:
+        """Compare v^T J v by the graph with a central difference, for one random v a point.
+
+        The graph is overruled only where it is wrong by half, and by two hundredths of |v|^2, and
+        where a difference with another step says the same; half precision has no such differences.
+        """
+        if not self._y.requires_grad:
+            return False
+        half = self.precision in HALF or self._y.dtype in HALF or self.x.dtype in HALF
+        if half or self._y.shape != self.x.shape or not self._resolved():
+            return True
+        g = torch.Generator().manual_seed(0)
+        v = torch.randn(self.x.shape, generator=g).to(self.x)
+        (back,) = torch.autograd.grad(
+            self._y, self.x, v.to(self._y), retain_graph=True, allow_unused=True
+        )
+        if back is None:
+            return False
+        said, size = float((back * v).sum()), float((v * v).sum())
+
+        def done(finer: int) -> float:
+            scale = torch.as_tensor(self.scale) / finer
+            return float((difference_jvp(self.f, self.x, v, scale) * v).sum())
+
+        seen = done(1)
+        miss = abs(seen - said)
+        if miss > max(_FALSE * abs(said), _SEEN * size):
+            return abs(done(_FINER) - seen) > _STEADY * miss
+        return True  # NaN too, which others refuse
+
+    def _resolved(self) -> bool:
+        """Tell whether the points are held finely enough for differences to judge a graph."""
+        size = float(self.x.detach().flatten(1).norm(dim=1).max())
+        least = float(torch.as_tensor(self.scale).min()) * _STEP / _FINER
+        return torch.finfo(self.x.dtype).eps * size <= _RESOLVED * least
 
     def _find_way(self) -> str:
         for way in WAYS[:-1]:
@@ -115,8 +195,21 @@ class Jacobian:
         return out
 
     def symmetric(self, v: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-        """Return (J + J^T) v / 2."""
+        """Return (J + J^T) v / 2; J v where f has no gradients."""
+        if not self.has_gradients():
+            return self._jvp("difference", v)
         return (self.jvp(v) + self.vjp(v)) / 2
+
+
+def with_graph(f: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]) -> Float[Tensor, "b *e"]:
+    """Return f(x) with its graph; without one where f calls numpy on x, which refuses a leaf."""
+    try:
+        return f(x)
+    except RuntimeError as error:
+        if "requires grad" not in str(error):
+            raise
+        with torch.no_grad():
+            return f(x.detach())
 
 
 def graph_bytes(f: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]) -> int:
@@ -139,5 +232,5 @@ def graph_bytes(f: Callable[[Tensor], Tensor], x: Float[Tensor, "b *d"]) -> int:
             seen[tensor.untyped_storage().data_ptr()] = tensor.detach()
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        f(x.detach().requires_grad_(True))
+        with_graph(f, x.detach().requires_grad_(True))
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())

@@ -96,13 +96,13 @@ def way_that_works(
     return "difference"
 
 
-def known_way(network: object | None, x: Tensor, precision: torch.dtype | None) -> str | None:
+def known_way(network: object | None, x: Tensor, precision: object) -> str | None:
     """Return the way that worked for a network before, at this dtype and on this device."""
     found = None if network is None else _known.get(network)
     return None if found is None else found.get((x.dtype, x.device, precision))
 
 
-def remember(network: object | None, x: Tensor, precision: torch.dtype | None, way: str) -> None:
+def remember(network: object | None, x: Tensor, precision: object, way: str) -> None:
     """Keep the way that worked for a network, as long as the network lives."""
     if network is not None:
         _known.setdefault(network, {})[x.dtype, x.device, precision] = way

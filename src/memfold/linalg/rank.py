@@ -87,6 +87,35 @@ def count_large(
     return (s[:, :-1] - s[:, 1:]).argmax(1) + (1 if ends is None else 0)
 
 
+def doubt(
+    values: Float[Tensor, "b n"], count: Float[Tensor, " b"], low: float, high: float
+) -> Float[Tensor, " b"]:
+    """Measure how far a count is from those that thresholds between two bounds give.
+
+    Where the spectrum has a gap that holds [low, high], all agree and the doubt is 0. Where it has
+    none, the largest drop lies anywhere, and says nothing: not even its own repetition does.
+
+    Args:
+        values: one spectrum a row, in any order, NaN where there is none, shape (b, n).
+        count: how many values were called large, shape (b,).
+        low: the largest value that is small beyond doubt.
+        high: the smallest value that is large beyond doubt.
+
+    Returns:
+        Root mean square over thresholds uniform in [low, high], shape (b,).
+
+    >>> import torch
+    >>> doubt(torch.tensor([[1.0, 0.9, 0.05], [1.0, 0.6, 0.4]]), torch.tensor([2.0, 1.0]), 0.2, 0.8)
+    tensor([0.0000, 1.1547])
+    """
+    edges = values.nan_to_num(nan=-float("inf")).clamp(low, high).sort(1, descending=True).values
+    ends = torch.full_like(edges[:, :1], high), torch.full_like(edges[:, :1], low)
+    edges = torch.cat([ends[0], edges, ends[1]], 1)
+    share = (edges[:, :-1] - edges[:, 1:]) / (high - low)  # of the thresholds that count 0, 1, ...
+    counts = torch.arange(share.shape[1]).to(share)
+    return (share * (counts - count[:, None]) ** 2).sum(1).sqrt()
+
+
 def jackknife_count(
     rows: Float[Tensor, "n d"],
     count: Callable[[Float[Tensor, "g m"]], Tensor],
@@ -125,6 +154,14 @@ def jackknife_count(
         each.append(count(_singular(n, total, square, center)).to(rows).sum())
     spread = torch.stack(each).var(correction=0) * (groups - 1)
     return value, spread.sqrt()
+
+
+def singular_values(rows: Float[Tensor, "n d"], *, center: bool = True) -> Float[Tensor, " m"]:
+    """Compute the singular values of some rows over sqrt(n), DESCENDING, as `jackknife_count`."""
+    rows = rows.double()
+    if len(rows) < rows.shape[1]:
+        rows = torch.linalg.qr(rows.mT).R.mT
+    return _singular(*_moments(rows), center)[0]
 
 
 def warn_unsettled(message: str) -> None:

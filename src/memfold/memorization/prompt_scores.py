@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memfold.denoisers.base import Denoiser
 from memfold.denoisers.guidance import guide
+from memfold.linalg.jacobian import Jacobian, with_graph
 from memfold.tensors import expand, per_sample
 from memfold.types import InputError
 
@@ -79,7 +80,13 @@ def minus_flipd(
     wanted = torch.is_grad_enabled() and (x.requires_grad or _hangs(cond))
     with torch.enable_grad(), math_attention(wanted):
         y = x if x.requires_grad else x.detach().requires_grad_()
-        denoised = f(y)
+        denoised = with_graph(f, y)
+        if wanted and not denoised.requires_grad:
+            raise InputError(
+                "the model gives no gradients, so that -flipd cannot be differentiated; take "
+                "another score, or a model with gradients"
+            )
+        jacobian = None if denoised.requires_grad else Jacobian(f, y, sigma)  # by differences
         if probes is None:
             d = y[0].numel()
             eye = torch.eye(d, dtype=y.dtype, device=y.device).reshape(1, d, *y.shape[1:])
@@ -88,9 +95,12 @@ def minus_flipd(
         exact = count == y[0].numel()
         for k in range(count):
             v = probes[:, k]
-            (product,) = torch.autograd.grad(
-                denoised, y, v, create_graph=wanted, retain_graph=wanted or k + 1 < count
-            )
+            if jacobian is not None:
+                product = jacobian.vjp(v)
+            else:
+                (product,) = torch.autograd.grad(
+                    denoised, y, v, create_graph=wanted, retain_graph=wanted or k + 1 < count
+                )
             trace = trace + per_sample(product * v)
         trace = trace if exact else trace / count
         value = -(trace + per_sample((denoised - y) ** 2) / sigma**2)

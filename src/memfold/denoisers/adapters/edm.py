@@ -50,6 +50,18 @@ class SigmaDenoiser(Denoiser):
         if isinstance(network, torch.nn.Module):
             weight = next(network.parameters(), torch.empty(0))
             self.device, self.dtype = weight.device, weight.dtype
+            if getattr(network, "use_fp16", False) and weight.device.type == "cuda":
+                self.dtype = torch.float16  # inside, on a GPU; the weights stay in float32
+
+    def input_scale(self, sigma: Tensor) -> float | Tensor:
+        """Return the network's own c_in: EDM's, k-diffusion's, or 1 where neither is to be seen."""
+        scalings = getattr(self.network, "get_scalings", None)
+        if callable(scalings):
+            return torch.as_tensor(scalings(sigma)[-1])
+        data = getattr(self.network, "sigma_data", None)
+        if data is not None:
+            return torch.rsqrt(sigma**2 + float(data) ** 2)
+        return torch.rsqrt(sigma**2 + 1) if hasattr(self.network, "beta_d") else 1.0
 
     def denoise(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         """Call the network; the condition goes by keyword, where there is one."""
