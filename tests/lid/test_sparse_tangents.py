@@ -123,7 +123,7 @@ def test_flat_tangents(name, tangent):
 
 def test_rotated_tangents():
     q = rotation(D, D, 9)
-    model, x, rank = free_pixels(4)
+    model, x, _ = free_pixels(4)
     for name in ("flipd at x", "flipd by xnystrace", "flipd by hutchinson"):
         f, options = WAYS[name]
         result = f(turned(model, q), x @ q.mT, 1e-3, generator=seeded(1), **options)

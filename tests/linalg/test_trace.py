@@ -327,7 +327,9 @@ def on_axes(d, rank):
 def between(d, pixels):
     """That of two images that differ in a few pixels, and are told apart no more."""
     u = torch.zeros(d, dtype=torch.float64)
-    u[torch.randperm(d, generator=seeded(pixels))[:pixels]] = (-1.0) ** torch.arange(pixels).double()
+    u[torch.randperm(d, generator=seeded(pixels))[:pixels]] = (-1.0) ** torch.arange(
+        pixels
+    ).double()
     return torch.outer(u, u) / pixels
 
 

@@ -110,7 +110,9 @@ def normal_bundle(
             error = (error**2 + off**2).sqrt()
             most, least = (d - int((s > edge * q).sum()) for q in (3 / 4, 1 / 4))
             if float(off) > _OPEN:
-                open_.append(f"x[{i}] (the gap says {d - int(count)}, thresholds {least} to {most})")
+                open_.append(
+                    f"x[{i}] (the gap says {d - int(count)}, thresholds {least} to {most})"
+                )
         lid.append(d - count)
         stderr.append(error)
     if open_:

@@ -190,6 +190,9 @@ def _mean_trace(
 
     Random signs give the same w^T f(S) w at all n noises with probability 2^(1 - n) where the
     tangent is that of two images that differ in two pixels. The value stays: it is unbiased.
+
+    Raises:
+        InputError: fewer than two noises, or points that cannot be used.
     """
     if sizes.noises < 2:
         raise InputError(f"n_noises = {sizes.noises} gives no standard error; take 2 or more")
@@ -219,9 +222,7 @@ def _traces(
     draw: Callable[[Tensor, int, int], Tensor],
 ) -> Float[Tensor, " r"]:
     """Estimate tr f(S) at every noised point, from probes that `draw` makes."""
-    rows_each = rows_that_fit(
-        denoiser, x, sigma, cond, sizes.memory, sizes.steps + sizes.probes
-    )
+    rows_each = rows_that_fit(denoiser, x, sigma, cond, sizes.memory, sizes.steps + sizes.probes)
     each = []
     for rows in noised(
         denoiser, x, sigma, cond, n_noises=sizes.noises, seed=seed, batch_size=rows_each

@@ -133,7 +133,9 @@ def _auto(
         low = torch.zeros_like(low)
     some = low.nonzero()[:, 0]
     if len(some):
-        sketch = [torch.cat(pair, 1)[some] for pair in ((signs, look.basis), (products, look.images))]
+        sketch = [
+            torch.cat(pair, 1)[some] for pair in ((signs, look.basis), (products, look.images))
+        ]
         value[some], stderr[some], more, low[some] = _grow(
             product, x[some], some, sketch, room=room, most=max_probes, tol=tol, seed=seed + 2
         )
@@ -161,9 +163,7 @@ def _grow(
     most: int,
     tol: float,
     seed: int,
-) -> tuple[
-    Float[Tensor, " r"], Float[Tensor, " r"], Int[Tensor, " r"], Bool[Tensor, " r"]
-]:
+) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"], Int[Tensor, " r"], Bool[Tensor, " r"]]:
     """Add probes to a sketch until one of two standard errors is below `tol`.
 
     Args:

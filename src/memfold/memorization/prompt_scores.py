@@ -69,6 +69,9 @@ def minus_flipd(
         uncond: condition of no prompt.
         guidance_scale: w; None for the conditional model.
         probes: random signs for the trace, shape (b, k, *d); exact if None.
+
+    Raises:
+        InputError: it is to be differentiated, and the model gives no gradients.
     """
 
     def f(y: Tensor) -> Tensor:
