@@ -53,8 +53,8 @@ def spectral_lid(
     LID = E_n tr f(S), where S = I + sigma^2 H and H is the Hessian of log p_sigma.
 
     - "one-sided": f(l) = l^p / (l^p + (t (1 - l) / (1 - t))^p) on [0, 1], 0 below, 1 above, so
-      that f(t) = 1/2, t the `threshold`. Normal directions (l = 0), and the negative eigenvalues that trained
-      networks have in numbers, count nothing.
+      that f(t) = 1/2, t the `threshold`. Normal directions (l = 0), and the negative eigenvalues
+      that trained networks have in numbers, count nothing.
     - "lhsd": 1 / (1 + (|h| / kappa)^p) on the eigenvalues h of H, kappa = c / sigma^2: small
       curvatures count (Osada 2026, arXiv 2605.01221). In terms of l = 1 + sigma^2 h it is
       1 / (1 + (|1 - l| / c)^p), so that each normal direction adds c^p / (1 + c^p).
