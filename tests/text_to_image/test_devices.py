@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from dataclasses import replace
 
 import accelerate
 import pytest
 import torch
 
+from memfold import Guard, attribute, mitigate
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.memorization.calibrate import calibrate, weights_digest
 from memfold.sampling.monitor import Monitor
 from memfold.sampling.trajectory import generate_watched
 from tests.text_to_image import tiny
@@ -129,15 +133,52 @@ def test_model_cpu_offload(family):
     assert all(hasattr(hook.model, "_hf_hook") for hook in pipe._all_hooks)
 
 
+def off_loaded(pipe, kind):
+    """Off-load the parts of a pipeline; between two calls the weights stand on the meta device."""
+    if kind == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    if kind == "sequential":
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                accelerate.cpu_offload(part, execution_device="cpu")
+    return pipe
+
+
 @pytest.mark.parametrize("family", ["sd1 (eps)", "sdxl", "sd3", "flux", "pixart", "sana"])
 def test_sequential_cpu_offload(family):
     """Weights stand on the meta device between two calls of their module."""
-    pipe = fresh(family)
+    pipe = off_loaded(fresh(family), "sequential")
     network = reference(family)[0].network.__class__
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            accelerate.cpu_offload(part, execution_device="cpu")
     found = next(p for p in pipe.components.values() if isinstance(p, network))
     assert next(found.parameters()).device.type == "meta"
     used(family, pipe)
     assert next(found.parameters()).device.type == "meta"
+
+
+def numbers(model):
+    """What reads weights by itself: the digest, a band and its guard, rewrites, masked words."""
+    options = {"num_inference_steps": 2}
+    prompts = [f"the dog {i} house" for i in range(11)]
+    band = calibrate(model, prompts, alpha=0.1, images=1, **options)
+    guarded = Guard(model, replace(band, threshold=1e9))
+    image = guarded(
+        prompts[0], generator=torch.Generator().manual_seed(0), output_type="latent", **options
+    ).images
+    found = mitigate(model, PROMPT, method="rewrite", seeds=[0], **options)
+    weights = attribute(model, PROMPT, seeds=[0], **options)
+    return {
+        "digest": weights_digest(model.network), "band": band.centre, "image": image,
+        "prompt": found.prompt, "x": found.generate([0]).x, "weights": weights.weights,
+        "embedded": model.embedded(PROMPT).leaves[0].embeddings.detach(),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["sequential", "model"])
+def test_off_loading_changes_no_number(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ten prompts calibrate nothing
+        wanted = numbers(TextToImage(fresh("sd1 (eps)")))
+        found = numbers(TextToImage(off_loaded(fresh("sd1 (eps)"), kind)))
+    for name, value in wanted.items():
+        same = torch.equal if isinstance(value, torch.Tensor) else type(value).__eq__
+        assert same(found[name], value), name

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import warnings
 from dataclasses import replace
 
 import diffusers
@@ -11,7 +13,7 @@ import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage, find_network
 from memfold.sampling.attention import AttentionWatch
-from memfold.sampling.monitor import Monitor
+from memfold.sampling.monitor import Monitor, MonitorWarning
 from memfold.sampling.trajectory import generate_watched, has_cross_attention
 from memfold.types import InputError
 from tests.text_to_image import tiny
@@ -395,3 +397,120 @@ def test_a_view_means_the_same_before_and_after_it_is_settled(family):
                 getattr(lazy, name), getattr(kept, name), rtol=1e-4,
                 atol=size / kept.sigma**power, equal_nan=True,
             )  # fmt: skip
+
+
+# Blind
+
+
+def watched_call(pipe, model, n=1, **options):
+    """Draw without a monitor and with one; return it, and whether the images are the same."""
+
+    def draw():
+        return pipe(
+            PROMPT, num_inference_steps=STEPS, num_images_per_prompt=n, output_type="latent",
+            generator=torch.Generator().manual_seed(0), **options,
+        ).images  # fmt: skip
+
+    bare = draw()
+    with Monitor(model, keep=True, attention=has_cross_attention(model)) as monitor:
+        seen = draw()
+    return monitor, torch.equal(seen, bare)
+
+
+def assert_blind_from(monitor, step, n=1):
+    assert monitor.blind
+    assert {"cfg_norm", "guided_score_norm"} <= monitor.scores.keys()
+    for name, value in monitor.scores.items():
+        assert value.shape == (n, STEPS), name
+        assert bool(value[:, step:].isnan().all()), name
+        assert bool(value[:, :step].isfinite().all()), name
+    assert [s == s for s in monitor.sigmas] == [i < step for i in range(STEPS)]
+    assert len(monitor.views) == step
+
+
+def test_three_calls_a_step_make_it_blind_and_no_more():
+    """Stable Diffusion 3 asks once more where it leaves layers out."""
+    pipe = tiny.pipeline("sd3")
+    pipe.set_progress_bar_config(disable=True)
+    options = {
+        "skip_guidance_layers": [0], "skip_layer_guidance_start": 0.3,
+        "skip_layer_guidance_stop": 1.0, "guidance_scale": 4.0,
+    }  # fmt: skip
+    with pytest.warns(MonitorWarning, match="from step . on the monitor is blind.*run goes on"):
+        monitor, same = watched_call(pipe, adapted("sd3"), **options, **tiny.OPTIONS["sd3"])
+    assert same
+    step = sum(s == s for s in monitor.sigmas)
+    assert 0 < step < STEPS
+    assert_blind_from(monitor, step)
+
+
+def unreadable(pipe, model, monkeypatch, case):
+    """Break what the monitor reads, and not the run."""
+    if case == "own code":
+        monkeypatch.setattr("memfold.sampling.monitor.view_of", lambda *_, **__: 1 / 0)
+    if case == "attention":
+        monkeypatch.setattr("memfold.sampling.attention._weights", lambda *_: 1 / 0)
+    if case == "another network":
+        twin = copy.deepcopy(pipe.unet)
+        monkeypatch.setitem(vars(pipe), "unet", twin)
+
+
+@pytest.mark.parametrize("case", ["own code", "attention", "another network"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_it_cannot_read_never_ends_a_run(case, n, monkeypatch):
+    pipe = tiny.sd1()
+    pipe.set_progress_bar_config(disable=True)
+    model = TextToImage(pipe)
+    unreadable(pipe, model, monkeypatch, case)
+    with pytest.warns(MonitorWarning) as told:
+        monitor, same = watched_call(pipe, model, n)
+    assert same
+    assert len(told) == 1
+    assert_blind_from(monitor, 0, n)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning must not end it either
+        assert watched_call(pipe, model, n)[1]
+
+
+def test_a_run_of_another_size_in_the_same_block_makes_it_blind():
+    model, told = adapted("sd1 (eps)"), "a step of 2 images follows one of 1"
+    with Monitor(model) as monitor:
+        model.generate(PROMPT, [0], num_inference_steps=2)
+        with pytest.warns(MonitorWarning, match=told):
+            model.generate(PROMPT, [0, 1], num_inference_steps=2)
+    assert monitor.scores["cfg_norm"].isnan().tolist() == [[False, False, True, True]]
+
+
+def test_a_batch_of_prompts_is_read():
+    pipe, model = tiny.pipeline("sd1 (eps)"), adapted("sd1 (eps)")
+    prompts = [PROMPT, "the dog", "a quiet house"]
+    with Monitor(model) as monitor:
+        pipe(prompts, num_inference_steps=2, output_type="latent")
+    assert monitor.blind is None
+    assert monitor.scores["cfg_norm"].shape == (3, 2)
+
+
+def test_a_compiled_network_is_read():
+    pipe = tiny.sd1()
+    pipe.set_progress_bar_config(disable=True)
+    model = TextToImage(pipe)
+    pipe.unet.compile(backend="eager")
+    pipe(PROMPT, num_inference_steps=1, output_type="latent")
+    monitor, same = watched_call(pipe, model)
+    assert same
+    assert monitor.blind is None
+    assert monitor.scores["cfg_norm"].shape == (1, STEPS)
+
+
+def test_attention_beside_an_ip_adapter_is_that_to_the_text():
+    """Its layers are given the text and the images as a pair."""
+    from memfold.sampling import attention
+
+    layer = AttentionWatch(adapted("sd1 (eps)")).layers[0]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 16, layer.to_q.in_features, generator=generator)
+    text = torch.randn(1, 10, layer.to_k.in_features, generator=generator)
+    images = [torch.randn(1, 1, 4, layer.to_k.in_features, generator=generator)]
+    alone = attention._weights(layer, (hidden,), {"encoder_hidden_states": text})
+    both = attention._weights(layer, (hidden,), {"encoder_hidden_states": (text, images)})
+    assert torch.equal(alone, both)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import diffusers
+import peft
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from memfold import attribute, mitigate
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.memorization.prompt_scores import math_attention
 from memfold.sampling.monitor import Monitor
 from memfold.sampling.steering import conditioned, steered
 from memfold.sampling.trajectory import generate_watched
@@ -27,7 +31,13 @@ ALONE = 60  # seconds after which a thread is taken for stuck
 
 
 def like(pipe, **parts):
-    """Another pipeline object of the same kind, with the same parts."""
+    """Another pipeline object of the same kind, with the same parts.
+
+    The tokenizer is its own: those of transformers note the padding of a call in themselves, and a
+    plain request in another thread changes it.
+    """
+    own = {k: copy.deepcopy(v) for k, v in pipe.components.items() if k.startswith("tokenizer")}
+    parts = own | parts
     more = {} if "safety_checker" not in pipe.components else {"requires_safety_checker": False}
     found = type(pipe)(**{**pipe.components, **parts, **more})
     found.set_progress_bar_config(disable=True)
@@ -176,7 +186,6 @@ def test_recording_a_prompt_does_not_stop_another_draw(pair):
         try:
             assert there.wait(ALONE)
             assert torch.equal(draw(other, **options), bare)
-            assert torch.equal(draw(model.pipe, **options), bare)  # the same object, too
         finally:
             leave.set()
         found = found.result(ALONE)
@@ -333,3 +342,82 @@ def test_the_step_stays_watched_until_the_last_of_two_threads_leaves():
     monitor.__exit__()
     assert len(monitor.sigmas) == STEPS
     assert "step" not in vars(one.scheduler)
+
+
+def paused(module, job):
+    """Run a job in a thread up to its first call of a module, then the block, then the rest."""
+
+    def half():
+        there, leave = threading.Event(), threading.Event()
+        mine = threading.get_ident()
+
+        def wait(*_):
+            if threading.get_ident() == worker.ident and not there.is_set():
+                there.set()
+                assert leave.wait(ALONE)
+
+        handle = module.register_forward_pre_hook(wait)
+        worker = threading.Thread(target=job)
+        worker.start()
+        assert there.wait(ALONE)
+        assert worker.ident != mine
+        try:
+            yield
+        finally:
+            leave.set()
+            worker.join(ALONE)
+            handle.remove()
+
+    return contextmanager(half)()
+
+
+def test_an_adapter_switched_off_stays_on_for_another_draw():
+    pipe = tiny.sd1()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.unet.add_adapter(
+        peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False)
+    )
+    model, found = TextToImage(pipe, base="adapter off"), []
+    x = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+    bare = draw(pipe)
+    with_adapter, without = model.denoiser(PROMPT)(x, 1.0), model.base.denoiser(PROMPT)(x, 1.0)
+    assert not torch.equal(with_adapter, without)
+    with paused(pipe.unet.mid_block, lambda: found.append(model.base.denoiser(PROMPT)(x, 1.0))):
+        assert torch.equal(draw(pipe), bare)
+        assert torch.equal(model.denoiser(PROMPT)(x, 1.0), with_adapter)
+    assert torch.equal(found[0], without)
+
+
+def test_parameters_stay_trainable_for_another_thread():
+    pipe = tiny.sd1()
+    model, found = TextToImage(pipe), []
+    d = model.denoiser(PROMPT)
+    x = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+
+    def slope():
+        y = x.clone().requires_grad_()
+        found.append(torch.autograd.grad(d(y, 1.0).sum(), y)[0])
+
+    def trained():
+        z, text = torch.ones(1, 4, 8, 8), torch.ones(1, 16, 32)
+        loss = pipe.unet(z, 5, encoder_hidden_states=text).sample.sum()
+        return torch.autograd.grad(loss, list(pipe.unet.parameters()), allow_unused=True)
+
+    slope()
+    wanted = [g is None for g in trained()]
+    with paused(pipe.unet.mid_block, slope):
+        assert all(p.requires_grad for p in pipe.unet.parameters())
+        assert [g is None for g in trained()] == wanted
+    assert torch.equal(*found)
+
+
+def test_the_attention_of_second_derivatives_is_this_threads():
+    """torch's switch of kernels is the process's: another draw's rounding would change."""
+    q, seen = torch.randn(1, 2, 8, 4), []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with math_attention():
+        threads(lambda: seen.append(torch.backends.cuda.flash_sdp_enabled()))
+        here = attend(q, q, q)
+    with sdpa_kernel([SDPBackend.MATH]):
+        assert torch.equal(attend(q, q, q), here)
+    assert seen == [torch.backends.cuda.flash_sdp_enabled()]

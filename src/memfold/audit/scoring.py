@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from memfold.denoisers.adapters._calls import first_tensor
+from memfold.denoisers.adapters.scope import Scope, hooked
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.memorization.detectors import DETECTORS, Detector
 from memfold.memorization.detectors.base import NEEDS
@@ -165,7 +166,7 @@ class Cost:
 
 @contextmanager
 def counted(model: TextToImage) -> Iterator[Cost]:
-    """Count the rows through the network, forward and back, inside the block.
+    """Count the rows through the network, forward and back, inside the block, those of this thread.
 
     Args:
         model: the pipeline.
@@ -178,17 +179,19 @@ def counted(model: TextToImage) -> Iterator[Cost]:
     def back(gradient: torch.Tensor) -> None:
         cost.products += len(gradient)
 
-    def after(module: Any, args: tuple, kwargs: dict, output: Any) -> None:
+    def after(args: tuple, kwargs: dict, output: Any) -> None:
+        if not scope.is_open():
+            return
         cost.passes += len(args[place] if isinstance(place, int) else kwargs[place])
         out = first_tensor(output)
         if out.requires_grad:
             out.register_hook(back)
 
-    handle, start = model.network.register_forward_hook(after, with_kwargs=True), time.monotonic()
+    start = time.monotonic()
     try:
-        yield cost
+        with Scope(model.pipe).opened() as scope, hooked(model.network, after=after):
+            yield cost
     finally:
-        handle.remove()
         cost.seconds = time.monotonic() - start
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from memfold.denoisers.adapters._embedded import tables
+from memfold.denoisers.adapters.scope import Scope
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.adapters.weights import weight_of
 
 from .gradients import Owner, words_of_leaves
 from .states import States
@@ -59,16 +62,16 @@ def _last(owners: list[Owner]) -> int:
 def _masked(model: TextToImage, prompt: str, owners: list[Owner], word: int) -> Any:
     calls = iter(owners)  # the tables are asked in the order of the leaves
 
-    def mask(table: Any, args: tuple, output: Tensor) -> Tensor:
+    def mask(table: Any, run: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         owner = torch.tensor([own == word for own in next(calls)], device=output.device)
-        mean = table.weight.detach().mean(0).to(output)
+        mean = weight_of(table).mean(0).to(output)
         return torch.where(owner[None, :, None], mean, output)
 
-    with ExitStack() as stack:
+    with Scope(model.pipe, own=True).opened() as scope, ExitStack() as stack:
         for name, encoder in model.pipe.components.items():
             if name.startswith("text_encoder") and hasattr(encoder, "get_input_embeddings"):
                 for table in tables(encoder):
-                    stack.callback(table.register_forward_hook(mask).remove)
+                    stack.enter_context(scope.hooked(table, after=partial(mask, table)))
         return model.embedded(prompt, gradients=False).cond
 
 

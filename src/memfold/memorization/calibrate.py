@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
+from memfold.denoisers.adapters.weights import adapter_settings, weights_of
 from memfold.sampling.arguments import argument_of, guidance_of
 from memfold.sampling.monitor import Monitor
 from memfold.sampling.view import StepView
@@ -148,17 +149,20 @@ def weights_digest(network: torch.nn.Module) -> str:
     """Digest a network's weights: names, shapes, types, and 4,096 evenly spaced numbers of each.
 
     Args:
-        network: any module.
+        network: any module, its weights off-loaded or not.
 
     Returns:
-        "blake2b:" and 32 hexadecimal digits. Another fine-tune, adapter or precision gives others.
+        "blake2b:" and 32 hexadecimal digits. Another fine-tune, adapter or precision gives others,
+        and so does an adapter at another scale, switched off or fused.
     """
     total = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(network.state_dict().items()):
-        flat = tensor.detach().reshape(-1)
+    for name, tensor in sorted(weights_of(network).items()):
+        flat = tensor.reshape(-1)
         stride = max(flat.numel() // _SAMPLED, 1)
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
         total.update(flat[::stride].to("cpu", torch.float64).numpy().tobytes())
+    for line in adapter_settings(network):
+        total.update(f"{line};".encode())
     return f"blake2b:{total.hexdigest()}"
 
 

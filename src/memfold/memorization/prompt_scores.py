@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from memfold.denoisers.base import Denoiser
 from memfold.denoisers.guidance import guide
@@ -176,12 +176,44 @@ def score_name(name: str) -> str:
 
 @contextmanager
 def math_attention(wanted: bool = True) -> Iterator[None]:
-    """Use attention kernels that can be differentiated twice; the setting is restored."""
+    """Use an attention that can be differentiated twice inside the block, in this thread alone."""
     if not wanted:
         yield
         return
-    with sdpa_kernel([SDPBackend.MATH]):
+    with _MathAttention():
         yield
+
+
+class _MathAttention(TorchFunctionMode):
+    """Takes the plain kernel; torch's own switch is the whole process's, other draws included."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of tensors, attention by its plain kernel."""
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return _plain_attention(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attend by the kernel that `SDPBackend.MATH` stands for."""
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(
+            ~attn_mask, float("-inf")
+        )
+    found = torch.ops.aten._scaled_dot_product_attention_math(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    return found[0]
 
 
 def _hangs(cond: Any) -> bool:

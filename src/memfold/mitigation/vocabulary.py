@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.denoisers.adapters.tokenizers import own_tokenizer
+from memfold.denoisers.adapters.weights import device_of, weight_of
 from memfold.types import InputError
 
 _BATCH = 32
@@ -44,7 +45,7 @@ class Vocabulary:
             The words, nearest first.
         """
         ids = self.tokenizer(word, add_special_tokens=False).input_ids
-        table = self.encoder.get_input_embeddings().weight.detach()
+        table = weight_of(self.encoder.get_input_embeddings())
         if not ids:
             return []
         row = torch.nn.functional.normalize(table[ids].float().mean(0), dim=0).cpu()
@@ -67,13 +68,13 @@ class Vocabulary:
                 texts[start : start + _BATCH], padding=True, truncation=True,
                 max_length=min(self.tokenizer.model_max_length, 512), return_tensors="pt",
             )  # fmt: skip
-            names = ("input_ids", "attention_mask")
-            asked = {k: given[k].to(self.encoder.device) for k in names if k in given}
+            names, device = ("input_ids", "attention_mask"), device_of(self.encoder)
+            asked = {k: given[k].to(device) for k in names if k in given}
             out = self.encoder(**asked)
             whole = getattr(out, "text_embeds", None)
             whole = getattr(out, "pooler_output", None) if whole is None else whole
             if whole is None:
-                mask = given["attention_mask"].to(self.encoder.device)[..., None]
+                mask = given["attention_mask"].to(device)[..., None]
                 last = getattr(out, "last_hidden_state", None)
                 if last is None:  # a language model with its head
                     last = self.encoder(**asked, output_hidden_states=True).hidden_states[-1]
@@ -98,7 +99,7 @@ def vocabulary(model: TextToImage) -> Vocabulary:
     encoder = getattr(model.pipe, "text_encoder", None)
     if tokenizer is None or encoder is None or not hasattr(encoder, "get_input_embeddings"):
         raise InputError(f"{model.name} has no tokenizer and text encoder; words cannot be chosen")
-    table = encoder.get_input_embeddings().weight.detach()
+    table = weight_of(encoder.get_input_embeddings())
     given = tokenizer.get_vocab()
     marked = any(t.endswith("</w>") or t[:1] in ("\u2581", "\u0120") for t in given)
     found: dict[str, int] = {}

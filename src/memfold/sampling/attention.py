@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memfold.denoisers.adapters.scope import Scope
+from memfold.denoisers.adapters.scope import Scope, is_compiled
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.types import InputError
 
@@ -25,7 +25,7 @@ class AttentionWatch:
         model: a pipeline whose network has cross-attention layers.
 
     Raises:
-        InputError: there is no such layer.
+        InputError: there is no such layer, or the network is compiled.
     """
 
     def __init__(self, model: TextToImage) -> None:
@@ -35,6 +35,11 @@ class AttentionWatch:
             for name, module in model.network.named_modules()
             if name.rpartition(".")[2] == "attn2" and hasattr(module, "to_q")
         ]
+        if any(map(is_compiled, model.network.modules())):
+            raise InputError(
+                f"{model.name}'s network is compiled, and its layers cannot be watched; leave "
+                "attention=True out"
+            )
         if not self.layers:
             raise InputError(
                 f"{model.name}'s network has no cross-attention layers (looked for attn2 with "
@@ -69,11 +74,15 @@ class AttentionWatch:
     def take(self, n: int, guided: bool) -> tuple[Tensor | None, Tensor]:
         """Return what the layers showed since the last call: end maps (n, h, w), entropies (n,).
 
-        Raises what a hook met: it must not end the run from inside the network.
+        Raises:
+            InputError: no layer was called. What a hook met is raised here too: it must not end
+                the run from inside the network.
         """
         if self._error is not None:
             raise self._error
         seen, self._seen = self._seen, []
+        if not seen:
+            raise InputError("no cross-attention layer was called in this step")
         half = self.model.layout.conditional or 0
         if guided and self.model.layout.calls == 1:
             seen = [p.chunk(2)[half] for p in seen]

@@ -16,6 +16,7 @@ from ._calls import Condition, part
 from ._look import Layout
 from ._runs import Runs
 from ._state import frozen
+from .scope import Scope
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,12 @@ def embedded(
     """
     leaves: list[Leaf] = []
     with ExitStack() as stack:
+        scope = stack.enter_context(Scope(runs.pipe, own=True).opened())
         for name, part_ in runs.pipe.components.items():
             if name.startswith("text_encoder") and hasattr(part_, "get_input_embeddings"):
                 hook = _leaf_hook(name, leaves, gradients)
                 for table in tables(part_):
-                    handle = table.register_forward_hook(hook, with_kwargs=True)
-                    stack.callback(handle.remove)
+                    stack.enter_context(scope.hooked(table, after=hook))
                 if gradients:
                     stack.enter_context(frozen(part_))
         if gradients:
@@ -104,7 +105,7 @@ def tables(encoder: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def _leaf_hook(name: str, leaves: list[Leaf], gradients: bool) -> Any:
-    def hook(table: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
+    def hook(run: Any, args: tuple, kwargs: dict, output: Tensor) -> Tensor | None:
         leaf = output.detach().clone().requires_grad_() if gradients else output
         leaves.append(Leaf(name, args[0] if args else kwargs["input"], leaf))
         return leaf if gradients else None

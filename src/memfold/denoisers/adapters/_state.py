@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from .scope import ORIGIN, is_pipeline, spies_of, stand_in
+from memfold.types import InputError
+
+from .scope import ORIGIN, Scope, hooked, is_compiled, is_pipeline, spies_of, stand_in
 from .tokenizers import own_tokenizer
 
 _OFFLOADING = ("_all_hooks", "_offload_device", "_offload_gpu_id")  # diffusers' own
@@ -88,10 +93,25 @@ def _return_offloading(shadow: Any) -> None:
 
 
 @contextmanager
-def frozen(module: torch.nn.Module) -> Iterator[None]:
-    """Leave the parameters out of the graph inside the block; restore their flags after it."""
+def frozen(module: torch.nn.Module, *given: Any) -> Iterator[None]:
+    """Leave the parameters out of the graph inside the block.
+
+    Alone, their flags are turned off and restored. Beside other threads, which may train them, the
+    flags stay: in this thread's operations a parameter counts as a constant.
+
+    Args:
+        module: whose parameters.
+        given: tensors to keep in the graph, should they be parameters.
+
+    Yields:
+        Nothing.
+    """
     if not torch.is_grad_enabled():
         yield
+        return
+    if threading.active_count() > 1:
+        with _Constants({id(tensor) for tensor in given}):
+            yield
         return
     flags = [p for p in module.parameters() if p.requires_grad]
     for p in flags:
@@ -103,6 +123,31 @@ def frozen(module: torch.nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
+class _Constants(TorchFunctionMode):
+    """Takes parameters for constants, in the thread that entered it."""
+
+    def __init__(self, given: set[int]) -> None:
+        super().__init__()
+        self.given = given
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of several tensors with each parameter detached.
+
+        What takes a parameter alone may give back the parameter itself, as `.to` does.
+        """
+        kwargs = kwargs or {}
+        if sum(isinstance(v, torch.Tensor) for v in (*args, *kwargs.values())) < 2:
+            return func(*args, **kwargs)
+        return func(
+            *(self._constant(a) for a in args), **{k: self._constant(v) for k, v in kwargs.items()}
+        )
+
+    def _constant(self, value: Any) -> Any:
+        if type(value) is torch.nn.Parameter and id(value) not in self.given:
+            return value.detach()
+        return value
+
+
 def adapters(pipe: Any) -> list[Any]:
     """Return the layers of a pipeline that hold an adapter: peft's mark on them is their switch."""
     parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
@@ -111,13 +156,37 @@ def adapters(pipe: Any) -> list[Any]:
 
 @contextmanager
 def adapters_off(pipe: Any) -> Iterator[None]:
-    """Turn the switches off inside the block; peft's own methods would change requires_grad too."""
+    """Take each layer's answer without its adapter inside the block, in this context alone.
+
+    The switches of peft are the layers' own: another thread's draw would lose its adapter.
+
+    Raises:
+        InputError: an adapter is fused with the weights, or the network is compiled, so that no
+            layer in it can be asked alone.
+    """
     layers = adapters(pipe)
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
-    try:
+    if any(getattr(layer, "merged", False) for layer in layers):
+        raise InputError(
+            f"base = 'adapter off', but {type(pipe).__name__}'s adapter is fused with the weights; "
+            "call .unfuse_lora() on it first, or pass the base pipeline"
+        )
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module) and any(map(is_compiled, part.modules())):
+            raise InputError(
+                f"base = 'adapter off', but a part of {type(pipe).__name__} is compiled; pass the "
+                "base pipeline"
+            )
+    with ExitStack() as stack:
+        scope = stack.enter_context(Scope(pipe).opened())
+        for layer in layers:
+            bare = getattr(layer, "base_layer", None) or getattr(layer, "original_module", None)
+            if bare is not None:
+                stack.enter_context(hooked(layer, after=partial(_bare, scope, bare)))
         yield
-    finally:
-        for layer, off in zip(layers, before, strict=True):
-            layer._disable_adapters = off
+
+
+def _bare(scope: Scope, bare: Any, args: tuple, kwargs: dict, output: Any) -> Any:
+    """Answer as a layer does whose adapter is switched off."""
+    if not scope.is_open():
+        return None
+    return bare(*args, **{k: v for k, v in kwargs.items() if k != "adapter_names"})

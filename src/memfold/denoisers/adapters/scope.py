@@ -63,12 +63,16 @@ class Scope:
         finally:
             _OPEN.set(_OPEN.get() - {self})
 
+    def is_open(self) -> bool:
+        """Tell whether the present call is made inside the block, whoever runs."""
+        return self in _OPEN.get()
+
     def run(self) -> Any:
         """Return the pipeline object whose run the present call belongs to; None for no such run.
 
         It is the scope's own object, or a copy of it that memfold borrowed.
         """
-        if self not in _OPEN.get() or self.own != is_own_call():
+        if not self.is_open() or self.own != is_own_call():
             return None
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -133,6 +137,11 @@ def is_pipeline(thing: Any) -> bool:
     return hasattr(type(thing), "components") and hasattr(thing, "scheduler")
 
 
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Tell whether torch.compile stands before a module's own code."""
+    return vars(module).get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
+
+
 def _origin(owner: Any) -> Any:
     return getattr(owner, "__dict__", {}).get(ORIGIN)
 
@@ -154,7 +163,7 @@ def hooked(
     Another thread's call may find a hook whose removal, or whose entry, is only half done; torch
     leaves out the keyword arguments then. Such a call was not made inside the block.
     """
-    if getattr(module, "_compiled_call_impl", None) is not None:
+    if vars(module).get("_compiled_call_impl") is not None:
         # torch.compile looks for hooks only when it compiles: stand around what it made
         with replaced(module, "_compiled_call_impl", partial(_around, before, after)):
             yield

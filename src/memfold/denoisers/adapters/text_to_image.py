@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from memfold.denoisers.base import Conditioned, Denoiser
 from memfold.denoisers.guidance import Guided, Rule, bound, with_rule
@@ -24,10 +25,11 @@ from ._halves import Halves, read_halves, rule_of
 from ._latents import LatentImages, Packing, autoencoder
 from ._look import PROBE, Layout, Look, look, louder
 from ._pipeline import brief, read_pipeline
-from ._runs import EMBEDDED, Runs, find_network
+from ._runs import Runs, find_network
 from ._state import adapters, adapters_off, frozen
 from .schedulers import read_schedule
 from .scope import own_calls
+from .weights import glance
 
 _OTHERS = {"video_length", "audio_length_in_s"}
 _GUIDING = re.compile("guidance|cfg|pag_")  # in names of arguments that may change the rule
@@ -140,13 +142,19 @@ class TextToImage(Runs):
         return found
 
     def conditions(self, prompt: str, **options: Any) -> tuple[Condition, Condition | None]:
-        """Record both halves for a prompt; the second is None where the pipeline has none."""
+        """Record both halves for a prompt; the second is None where the pipeline has none.
+
+        They are recorded anew when a text encoder, its weights or an adapter has changed.
+
+        Raises:
+            InputError: the prompt is no string, or the pipeline does not take an option.
+        """
         if not isinstance(prompt, str):
             raise InputError(f"a prompt must be one string, not {type(prompt).__name__}")
         self._check_words(prompt, options)
-        if any(EMBEDDED.search(name) for name in options):
-            return self._halves(prompt, options)  # tensors make no key
-        key = (prompt, repr(sorted(options.items())))
+        if any(not isinstance(v, str | int | float | None) for v in options.values()):
+            return self._halves(prompt, options)  # no name for a tensor or an image
+        key = (glance(self.pipe), prompt, repr(sorted(options.items())))
         if key not in self._conditions:
             if len(self._conditions) > 256:
                 self._conditions.clear()
@@ -273,7 +281,8 @@ class TextToImage(Runs):
                 args[place] = value
             else:
                 kwargs[place] = value
-        with frozen(self.network), own_calls():
+        given = tree_leaves((args, kwargs))
+        with frozen(self.network, *given), own_calls():
             out = self.network(*args, **kwargs)
         return self.layout.prediction(out).to(z)
 
@@ -431,11 +440,8 @@ class _WithoutAdapter(TextToImage):
                 f"base = 'adapter off', but {inner.name} has no adapter loaded; load one, or pass "
                 "the base pipeline"
             )
-        if any(getattr(layer, "merged", False) for layer in layers):
-            raise InputError(
-                f"base = 'adapter off', but {inner.name}'s adapter is fused with the weights; call "
-                ".unfuse_lora() on it first, or pass the base pipeline"
-            )
+        with adapters_off(inner.pipe):
+            pass  # refuses what cannot be asked without its adapter
         self.__dict__.update(inner.__dict__)
         self.base = None
         self._conditions, self._rules = {}, {}
