@@ -167,3 +167,15 @@ def test_random_words_come_from_where_they_should():
             assert set(rest) <= set(own)
     kept = iter(made("random_words").prompt.split())
     assert all(word in kept for word in own)  # in its order
+
+
+@pytest.mark.parametrize("family", ["sd1 Euler", "sd1 (eps)", "sd3"])
+def test_the_noise_of_a_run_draws_its_image_again(family):
+    """The scheduler of the run itself says how loud its first noise is; a fresh one has another."""
+    from memfold.mitigation.noise import _first
+
+    model = TextToImage(tiny.pipeline(family), **tiny.OPTIONS.get(family, {}))
+    _, noise = _first(model, PROMPT, [3], {"num_inference_steps": 3})
+    wanted = model.generate(PROMPT, [3], num_inference_steps=3)
+    found = model.generate(PROMPT, [3], num_inference_steps=3, latents=noise)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)

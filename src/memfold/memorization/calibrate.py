@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.denoisers.adapters.weights import adapter_settings, weights_of
+from memfold.denoisers.adapters.weights import adapter_settings, state_of
 from memfold.sampling.arguments import argument_of, guidance_of
 from memfold.sampling.monitor import Monitor
 from memfold.sampling.view import StepView
@@ -156,7 +156,7 @@ def weights_digest(network: torch.nn.Module) -> str:
         and so does an adapter at another scale, switched off or fused.
     """
     total = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(weights_of(network).items()):
+    for name, tensor in sorted(state_of(network).items()):
         flat = tensor.reshape(-1)
         stride = max(flat.numel() // _SAMPLED, 1)
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())

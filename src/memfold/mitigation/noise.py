@@ -94,12 +94,13 @@ def _first(
         raise _Seen
 
     try:
-        with Monitor(model, on_step=on_step):
+        with Monitor(model, on_step=on_step) as monitor:
             model.generate(prompt, seeds, **options)
     except _Seen:
         pass
-    view = seen[0]
-    louder = float(getattr(model.pipe.scheduler, "init_noise_sigma", 1.0))
+    if not seen:
+        raise InputError(f"{model.name} cannot be watched: {monitor.blind or 'it makes no step'}")
+    view, louder = seen[0], monitor.init_noise_sigma
     if louder != 1.0:  # the pipeline multiplies its noise by it, in VE coordinates
         return view, view.x / louder
     one = torch.ones(1)

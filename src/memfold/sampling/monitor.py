@@ -54,6 +54,7 @@ class Monitor:
         views: the StepViews, if kept.
         blind: why the monitor no longer sees; None while it does.
         guidance_scale: what the watched pipeline said of its guidance; None if nothing.
+        init_noise_sigma: by which it multiplied its first noise, as its scheduler said.
 
     Raises:
         InputError: the pipeline is of an unknown kind, or the monitor is in use.
@@ -80,6 +81,7 @@ class Monitor:
         self.views: list[StepView] = []
         self.blind: str | None = None
         self.guidance_scale: float | None = None
+        self.init_noise_sigma = 1.0
         self._columns: list[dict[str, Tensor]] = []
         self._images = 0
         self._outputs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -165,6 +167,7 @@ class Monitor:
         settled = [view.settled()] if self.keep else []
         self._images = n
         self.guidance_scale = getattr(run, "guidance_scale", None)
+        self.init_noise_sigma = float(getattr(run.scheduler, "init_noise_sigma", 1.0))
         self.sigmas.append(view.sigma)
         self._columns.append(column)
         self.views += settled

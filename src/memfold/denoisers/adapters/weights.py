@@ -13,7 +13,7 @@ _LONG = 4096  # rows: a table of embeddings, of which one may change alone
 _FEW = 16  # numbers of any other tensor that show in passing whether it has changed
 
 
-def weights_of(module: torch.nn.Module) -> dict[str, Tensor]:
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
     """Return a module's state with the weights that are off-loaded, not their empty stand-ins.
 
     Args:
@@ -107,7 +107,7 @@ def glance(pipe: Any) -> int:
 def _signs(module: torch.nn.Module, read: bool) -> Iterator[Any]:
     """Yield the place and version of each tensor and, if they are to be read, a few numbers."""
     few: list[Tensor] = []
-    for tensor in weights_of(module).values():
+    for tensor in state_of(module).values():
         version = 0 if tensor.is_inference() else tensor._version
         yield tensor.data_ptr(), version, tuple(tensor.shape)
         if read and tensor.numel():
