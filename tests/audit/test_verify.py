@@ -173,6 +173,25 @@ def test_a_link_that_would_run_code_is_dropped(prompted: Path, tmp_path: Path) -
     assert 'href="javascript' not in page
 
 
+def test_a_damaged_picture_is_one_line(
+    prompted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out = Path(shutil.copytree(prompted, tmp_path / "out"))
+
+    def cut(table: dict[str, list[Any]]) -> None:
+        table["images"][0][0] = table["images"][0][0][:60]
+
+    rewrite(out, "flagged.parquet", cut)
+    monkeypatch.setattr("sys.argv", ["memfold", "report", str(out)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "a picture is no readable PNG" in capsys.readouterr().err
+    said = verify(out)
+    assert "flagged.parquet: a row is not that of the parts" in said
+    assert any(line.startswith("report.html cannot be compared") for line in said)
+
+
 def test_parts_of_another_plan_are_found_even_with_right_hashes(tmp_path: Path) -> None:
     for seed in (0, 1):
         with Store(tmp_path / str(seed), {"seed": seed}) as store:

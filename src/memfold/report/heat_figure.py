@@ -13,6 +13,8 @@ from numpy import ndarray
 from PIL import Image
 
 from memfold.report import figures
+from memfold.report.fields import REMEDY
+from memfold.types import InputError
 
 _COLOR = np.array([213.0, 72.0, 0.0])
 _LARGEST = 0.85  # how much of the colour the top of the scale gets
@@ -79,7 +81,10 @@ def _third(length: int, part: int) -> slice:
 
 def _panel(png: bytes, share: ndarray) -> str:
     """Blend a map, 1 at the end of the scale, over a grey picture; as a data URI."""
-    picture = Image.open(io.BytesIO(png)).convert("L")
+    try:
+        picture = Image.open(io.BytesIO(png)).convert("L")
+    except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for a damaged file
+        raise InputError(f"a picture is no readable PNG ({error}); {REMEDY}") from error
     factor = min(max(1.0, _SIDE[0] / max(picture.size)), _SIDE[1] / max(picture.size))
     width, height = (max(round(side * factor), 1) for side in picture.size)
     grey = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), dtype=float)
