@@ -167,9 +167,9 @@ def attribution(family: Family) -> None:
 def mitigation(family: Family) -> None:
     """The pipeline steps with the D that it is told, and a mitigation draws."""
     model = family.model
-    with steered(model, lambda view: 0.5 * view.conditional):
-        with Monitor(model, keep=True) as watch:
-            model.generate(PROMPT, [3], num_inference_steps=_STEPS, **family.guided)
+    half = steered(model, lambda view: 0.5 * view.conditional)
+    with half, Monitor(model, keep=True) as watch:
+        model.generate(PROMPT, [3], num_inference_steps=_STEPS, **family.guided)
     if watch.blind is not None:
         raise AssertionError(watch.blind)
     if model.layout.calls == 2:  # the scheduler is given it; the network's own answers stay
