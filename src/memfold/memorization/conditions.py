@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage
-from memfold.sampling.arguments import argument_of
 from memfold.types import InputError
 
 # What a call may vary under one band; everything else must be as it was calibrated.
@@ -43,13 +42,12 @@ def arguments_of(model: TextToImage, given: Mapping[str, Any]) -> dict[str, Any]
     """
     parameters = inspect.signature(type(model.pipe).__call__).parameters
     named = [n for n, p in parameters.items() if p.kind is not p.VAR_KEYWORD][1:]
-    names = dict.fromkeys([*named, *model.options, *given])
+    defaults = {n: None if p.default is p.empty else p.default for n, p in parameters.items()}
     found = {}
-    for name in names:
+    for name, value in ({n: defaults[n] for n in named} | {**model.options, **given}).items():
         if name in FREE:
             continue
-        value = argument_of(model, name, given)
-        if name in NEVER and value is not None and value != _default(parameters, name):
+        if name in NEVER and value is not None and value != defaults.get(name):
             raise InputError(
                 f"{name} is given, and no band holds for a call with {name}; leave it out"
             )
@@ -166,8 +164,3 @@ def plain(value: Any, name: str) -> Any:
 def negative_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Give the negative prompts among the arguments of a call, embedded or not; without empty."""
     return {k: v for k, v in arguments.items() if k.startswith("negative_prompt") and v}
-
-
-def _default(parameters: Mapping[str, Any], name: str) -> Any:
-    parameter = parameters.get(name)
-    return None if parameter is None else parameter.default
