@@ -147,3 +147,14 @@ def test_a_subject_where_the_model_does_not_fit_hides_its_copy():
 def test_all_of_the_reference_judged_against_itself_finds_nothing():
     r = power(**own_reference(fair(0, 5, 100), 100))
     assert (r.own, r.smallest, r.subjects_allowed) == (True, None, 5)
+
+
+def test_a_few_subjects_of_the_reference_change_little():
+    """One of 40 subjects stands in the reference too: the share moves within its errors."""
+    w = fair(0, 40, 150)
+    model, z, index = w.model.copy(), w.complexity.copy(), np.full(40, -1)
+    model[0], z[0], index[0] = w.reference_model[0], w.reference_complexity[0], 0
+    apart = power(**given(w, model=estimate(model), complexity=z), copies=9)
+    mixed = power(**given(w, model=estimate(model), complexity=z, reference_index=index), copies=9)
+    assert not mixed.own
+    assert abs(apart.share - mixed.share) < 4 * np.hypot(apart.stderr, mixed.stderr) + 1 / 40

@@ -165,7 +165,8 @@ def _at(
     scaled = z / spread[:, None]
     bread = np.linalg.inv(scaled.T @ scaled)
     half = scaled * score[:, None] @ bread
-    return [new_z @ bread @ scaled.T @ (y / spread) for y in values], half.T @ half
+    fits = [new_z @ (bread @ (scaled.T @ (y / spread))) for y in values]
+    return fits, half.T @ half
 
 
 def _join(reference: ndarray, subject: ndarray) -> ndarray:

@@ -21,6 +21,7 @@ COPY_LID = (1.0, 3.0)  # model-side LID of a planted copy, uniform
 WANTED = 0.8  # share of the copies that has to be called
 _POOL = 400  # copies whose p-values are computed once, where subjects are not in the reference
 _PLANTED = 400  # copies planted for one number k, at least
+_OUTSIDE = 20  # copies outside the reference whose p-values each audit computes anew, at most
 _AUDITS = 40  # simulated audits for one number k, at least
 
 
@@ -214,14 +215,17 @@ class _Planting:
             place = random.permutation(len(self.lid))[:k]
             lid, others = self.lid.copy(), array(self.reference.lid).copy()
             lid[place] = self._plant(place, random)
-            inside = place[index[place] >= 0]
+            inside, outside = place[index[place] >= 0], place[index[place] < 0]
             others[index[inside]] = lid[inside]
             rest = np.setdiff1d(np.flatnonzero(index >= 0), place)
-            rows = np.concatenate([place, rest])
+            few = outside[:_OUTSIDE]  # whose p-values are computed; the others have one of theirs
+            rows = np.concatenate([inside, few, rest])
             p, trusted = self._copies(rows, lid[rows], others)
-            fair = self._fair(self.tests - int(self.tested[rows].sum()), random)
-            q = q_values(np.concatenate([p, fair]))
-            yield (q[:k] <= self.alpha) & trusted[:k]
+            again = len(inside) + random.integers(max(len(few), 1), size=len(outside) - len(few))
+            own = np.concatenate([np.arange(len(inside) + len(few)), again])
+            missing = self._fair(self.tests - int(self.tested[[*place, *rest]].sum()), random)
+            q = q_values(np.concatenate([p[own], p[len(inside) + len(few) :], missing]))
+            yield (q[:k] <= self.alpha) & trusted[own]
 
     def _plant(self, place: ndarray, random: np.random.Generator) -> ndarray:
         return np.where(self.tested[place], random.uniform(*COPY_LID, size=len(place)), np.nan)
