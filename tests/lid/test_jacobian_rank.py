@@ -88,6 +88,7 @@ def test_too_few_directions_warn():
             model, torch.cat([points(0, 1), points(1, 1)]), 0.05, n_noises=2, max_size=10
         )
     assert result.lid.tolist() == [3, 10]
+    assert result.stderr.isnan().tolist() == [False, True]  # a bound has no standard error
 
 
 @pytest.mark.parametrize("options", [{"threshold": 1.0}, {"block": 0}, {"n_iterations": 0}])

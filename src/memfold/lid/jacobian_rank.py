@@ -64,7 +64,7 @@ def jacobian_rank(
         threshold: c, in (0, 1): the eigenvalue that still counts, and below which blocks stop.
         block: directions in a block.
         max_size: the most directions; where they do not suffice, a warning says so and the count
-            is a lower bound.
+            is a lower bound, without a standard error (NaN).
         n_iterations: products with a block before its Ritz values are read, at most.
         generator: source of noises and blocks; a sample's own depend on it and on the sample.
         memory_budget: bytes that retained graphs may keep at a time.
@@ -97,7 +97,7 @@ def jacobian_rank(
     x, seed = x.detach(), base_seed(generator)
     most = min(max_size, x[0].numel())
     size = min(rows_that_fit(denoiser, x, sigma, cond, memory_budget, most), max(_ROWS, n_noises))
-    each, off, open_ends = [], [], 0
+    each, off, open_ends = [], [], []
     window = (threshold, (1 + threshold) / 2)  # below, not all values are known
     for rows in noised(denoiser, x, sigma, cond, n_noises=n_noises, seed=seed, batch_size=size):
         jacobian = jacobian_at(denoiser, rows, sigma)
@@ -115,14 +115,17 @@ def jacobian_rank(
         each.append(count)
         if rule != "threshold":
             off.append(doubt(found.values, count, *window))
-        open_ends += int((~found.complete).sum())
-    if open_ends:
+        open_ends.append(~found.complete)
+    bounds = torch.cat(open_ends).reshape(len(x), -1)
+    if bounds.any():
         warn_unsettled(
-            f"{open_ends} of {len(x) * n_noises} noised points have more than max_size = {most} "
+            f"{int(bounds.sum())} of {bounds.numel()} noised points have more than max_size = {most} "
             f"eigenvalues above {threshold}: their LID is a lower bound; raise max_size"
         )
     name = f"rank of J ({rule}, {n_noises} noises), {denoiser.space}"
     mean = mean_over_noises(torch.cat(each), len(x), sigma, name)
+    known = mean.stderr.masked_fill(bounds.any(1).to(mean.stderr.device), torch.nan)
+    mean = replace(mean, stderr=known)
     if not off:
         return mean
     doubts = torch.cat(off).reshape(len(x), -1).mean(1)
