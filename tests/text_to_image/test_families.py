@@ -11,6 +11,7 @@ import torch
 import transformers
 from PIL import Image
 
+from memfold.denoisers.adapters._calls import same
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.denoisers.guidance import CFG, bound, capped, read_rule, rescaled, rules
 from memfold.memorization.prompt_scores import SCORES
@@ -112,6 +113,15 @@ def test_the_halves_are_what_the_network_answers_in_a_guided_run(family):
         apart = float((view.conditional - view.unconditional).norm())
         off = float((under(view.x, view.sigma) - view.conditional).norm())
         assert off < 0.1 * apart
+
+
+def test_prompts_reach_the_network(family):
+    """Else nothing here would mean anything: a template may push the words out of the length."""
+    model = adapted(family)
+    one, other = model.condition(PROMPT), model.condition("red cat by the tree")
+    assert same(one, other) > 0
+    x = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(model.model(x, 0.8, one), model.model(x, 0.8, other))
 
 
 def test_the_rule_is_the_pipelines_own(family):

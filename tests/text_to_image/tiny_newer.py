@@ -229,7 +229,7 @@ NEWER_OPTIONS = {
     "flux2": {
         "height": 16,
         "width": 16,
-        "max_sequence_length": LENGTH,
+        "max_sequence_length": 128,  # behind a long message of the system
         "text_encoder_out_layers": (1, 2, 3),
     },
     "klein": {

@@ -139,7 +139,8 @@ def _weights(layer: Any, args: tuple, kwargs: dict) -> Tensor | None:
     if hidden.ndim == 4:
         hidden = hidden.flatten(2).transpose(1, 2)
     q, k = _queries(layer, hidden, kwargs), _keys(layer, text)
-    logits = q.float() @ k.float().transpose(-1, -2) * layer.scale
+    scale = getattr(layer, "scale", q.shape[-1] ** -0.5)  # Wan's layers do not say it
+    logits = q.float() @ k.float().transpose(-1, -2) * scale
     mask = kwargs.get("attention_mask")
     if mask is not None and mask.shape[-1] == logits.shape[-1]:
         bias = mask.float() if mask.is_floating_point() else (1.0 - mask.float()) * -1e4

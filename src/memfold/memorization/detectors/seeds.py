@@ -29,12 +29,12 @@ def tiled_l2(
     return -tiled_distances(generation.images).sum(1) / (len(generation.x) - 1)
 
 
-def tiled_distances(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b b"]:
-    """Compute for each pair the largest over tiles of the root mean square difference."""
-    h, w = (max(side // TILES, 1) for side in images.shape[2:])
+def tiled_distances(images: Float[Tensor, "b c *t h w"]) -> Float[Tensor, "b b"]:
+    """Compute each pair's largest root mean square difference over tiles (and frames)."""
+    h, w = (max(side // TILES, 1) for side in images.shape[-2:])
     rows = []
     for image in images:
-        square = (images - image).square().mean(1, keepdim=True)
+        square = (images - image).square().mean(1, keepdim=True).flatten(1, -3)
         rows.append(torch.nn.functional.avg_pool2d(square, (h, w)).flatten(1).amax(1).sqrt())
     return torch.stack(rows)
 
