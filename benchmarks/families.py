@@ -222,10 +222,10 @@ def cell(check: Callable[[Family], str | None], family: Family) -> str:
     except Missing as reason:
         return f"none: {reason}"
     except InputError as error:
-        return f"refused: {str(error)[:80]}"
+        return f"refused: {str(error)[:110]}"
     except Exception as error:  # whatever it is, the table says it
         kind = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-        return f"fails: {kind}{' '.join(str(error).split())[:80]}"
+        return f"fails: {kind}{' '.join(str(error).split())[:110]}"
 
 
 def row(name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from memfold.denoisers.adapters.text_to_image import TextToImage, find_network
+from memfold.memorization.prompt_scores import SCORES
 from memfold.types import InputError
 from tests.text_to_image import tiny
 from tests.text_to_image.by_hand import (
@@ -339,6 +340,8 @@ class Odd(diffusers.StableDiffusionPipeline):
         text = torch.zeros(n, 16, 32)
         if self.heeds:
             text[: n // self.parts if guided else n] = 1.0  # the prompt comes first
+        if self.drawn:
+            text = text + torch.randn(n, 1, 32, generator=generator)
         z = torch.randn(rows, 4, 8, 8, generator=generator)
         for t in self.scheduler.timesteps:
             both = torch.cat([z] * (self.parts if guided else 1))
@@ -360,6 +363,7 @@ def odd(**manner):
     """A pipeline of a plain manner, but for what is told."""
     pipe = Odd(**tiny.pipeline("sd1 (eps)").components, requires_safety_checker=False)
     plain = {"rows": lambda n: n, "parts": 2, "change": lambda out: out, "steps": True}
+    plain["drawn"] = False
     for name, value in (plain | {"heeds": True, "mix": plain_mix} | manner).items():
         setattr(pipe, name, value)
     return pipe
@@ -367,6 +371,24 @@ def odd(**manner):
 
 def test_the_odd_pipeline_is_fine_by_itself():
     assert TextToImage(odd()).layout.conditional == 0
+
+
+@pytest.mark.parametrize(
+    "mix",
+    [lambda c, u, w: u + 0.9 * w * (c - u), lambda c, u, w: u + w * (c - u).sign()],
+    ids=["weaker", "sign"],
+)
+def test_a_rule_that_is_unknown_refuses_what_is_guided_and_nothing_else(mix):
+    model = TextToImage(odd(mix=mix))
+    x = points(model, 1, 0.8)
+    assert bool(model.denoiser(PROMPT)(x, 0.8).isfinite().all())
+    words = r"Odd's network's two predictions are mixed in a way .*leave guidance_scale out"
+    with pytest.raises(InputError, match=words):
+        model.denoiser(PROMPT, guidance_scale=2.0)
+    cond, uncond = model.conditions(PROMPT)
+    with pytest.raises(InputError, match=words):
+        SCORES["guided_score_norm"](model.model, x, 0.8, cond, uncond, guidance_scale=2.0)
+    assert bool(SCORES["cfg_norm"](model.model, x, 0.8, cond, uncond).isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -378,6 +400,7 @@ def test_the_odd_pipeline_is_fine_by_itself():
         ({"rows": lambda n: 2 * n}, ["a batch of 2 for one image and 4 for two"]),
         ({"parts": 3}, ["3 parts for one image", "2 (classifier-free guidance)"]),
         ({"steps": False}, ["did not call", "scheduler.step"]),
+        ({"drawn": True}, ["makes its condition of random numbers", "another for each seed"]),
         ({"heeds": False}, ["both halves", "cannot tell which is the prompt's"]),
     ],
 )

@@ -14,6 +14,7 @@ from PIL import Image
 from memfold.denoisers.adapters._calls import same
 from memfold.denoisers.adapters.text_to_image import TextToImage
 from memfold.denoisers.guidance import CFG, bound, capped, read_rule, rescaled, rules
+from memfold.memorization.detectors.seeds import tiled_distances
 from memfold.memorization.prompt_scores import SCORES
 from memfold.sampling.monitor import Monitor
 from memfold.sampling.trajectory import generate_watched
@@ -401,3 +402,13 @@ def test_a_list_of_texts_is_exchanged_for_another():
     view = run.views[-1]
     near(model.denoiser("a dog")(view.x, view.sigma), view.conditional, view.x)
     near(model.denoiser()(view.x, view.sigma), view.unconditional, view.x)
+
+
+def test_frames_count_as_tiles_do():
+    """The largest distance over tiles of frames, by hand."""
+    videos = torch.rand(3, 3, 5, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = tiled_distances(videos)
+    square = (videos[0] - videos[1]).square().mean(0)
+    tiles = square.unfold(1, 2, 2).unfold(2, 2, 2).mean((-1, -2))
+    torch.testing.assert_close(found[0, 1], tiles.max().sqrt())
+    torch.testing.assert_close(tiled_distances(videos[:, :, 0]), tiled_distances(videos[:, :, :1]))

@@ -33,7 +33,7 @@ class AttentionWatch:
         self.layers = [
             module
             for name, module in model.network.named_modules()
-            if name.rpartition(".")[2] == "attn2" and hasattr(module, "to_q")
+            if name.rpartition(".")[2] == "attn2" and _is_plain(module)
         ]
         if any(map(is_compiled, model.network.modules())):
             raise InputError(
@@ -126,6 +126,13 @@ class AttentionWatch:
             return
         if ids.ndim == 2 and bool((ids == token).any(1).all()):
             self._ends, self._tokens = (ids == token).int().argmax(1), ids.shape[1]
+
+
+def _is_plain(module: Any) -> bool:
+    """Tell whether a layer has as many heads of keys as of queries (Lumina-Next shares them)."""
+    if not hasattr(module, "to_q") or not hasattr(module, "to_k"):
+        return False
+    return bool(len(module.to_q.weight) == len(module.to_k.weight))
 
 
 def _weights(layer: Any, args: tuple, kwargs: dict) -> Tensor | None:

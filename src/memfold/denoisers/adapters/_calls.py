@@ -276,6 +276,11 @@ def pieces(leaf: Any, of: int, axis: Any) -> list[Any]:
 def part(call: Call, axes: tuple[Axis, ...], index: int, of: int, prompt: str) -> Condition:
     """Take one of the equal parts of a call's batch (a half of guidance) as a condition."""
     leaves, tree = flatten(strip(call))
+    if len(leaves) != len(axes):
+        raise InputError(
+            f"the pipeline gives its network {len(leaves)} arguments under guidance and "
+            f"{len(axes)} without; memfold cannot tell which belong to the prompt"
+        )
     own = [
         leaf if axis is None else pieces(leaf, of, axis)[index]
         for leaf, axis in zip(leaves, axes, strict=True)

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path
 
 from memfold.denoisers.guidance import Rule
 from memfold.denoisers.parameterizations import FlowDenoiser
 from memfold.denoisers.schedules import Schedule
 from memfold.types import InputError
 
-from ._calls import Axis, Condition, Record, batch_axes, first_tensor, part, strip
+from ._calls import Axis, Condition, Record, batch_axes, first_tensor, part, same, strip
 from ._halves import GUIDED, read_halves, rule_of
 from ._runs import NETWORKS, Runs
 
 PROBE = "a photo of a dog"  # any words: only the structure of the calls is read
+_DRAWN = 0.3  # square roots of a rounding: more than a batch of two rounds away
 _ROUNDING = 0.03  # times that are rounded to whole rows of the table
 
 
@@ -108,13 +109,15 @@ def look(runs: Runs, kind: type, table: Schedule) -> Look:
     plain = _plain(runs, both, guided)
     whole = runs.record(PROBE, 1, 3, plain)
     one = whole.calls[0]
-    two = runs.record(PROBE, 2, 1, plain).calls[0]
+    other = {"generator": torch.Generator().manual_seed(1)} if "generator" in runs.accepts else {}
+    two = runs.record(PROBE, 2, 1, plain | other).calls[0]
     if len(two.latent) != 2 * len(one.latent) or len(one.latent) != 1:
         raise InputError(
             f"{runs.name} calls its network with a batch of {len(one.latent)} for one image "
             f"and {len(two.latent)} for two, without guidance; memfold expects 1 and 2"
         )
     axes = batch_axes(one, two)
+    _check_drawn(runs, part(one, axes, 0, 1, PROBE), part(two, axes, 0, 2, PROBE))
     _check_shape(runs, whole)
     _check_constant(runs, whole)
     output = _output(whole)
@@ -202,6 +205,27 @@ def _check_shape(runs: Runs, record: Record) -> None:
             f"{tuple(given.shape[1:])} for its network, by an image or a mask (inpainting, "
             "filling, control, super-resolution): memfold knows networks that take the latent "
             "alone; pass the text-to-image pipeline of the same kind"
+        )
+
+
+def _check_drawn(runs: Runs, one: Condition, other: Condition) -> None:
+    """Refuse conditions that hang on the seed: one that was recorded is none of another run.
+
+    Raises:
+        InputError: the two, of different seeds, differ by more than rounding.
+    """
+    leaves = [v for v in tree_flatten((one.args, one.kwargs))[0] if isinstance(v, Tensor)]
+    largest = max((float(v.abs().max()) for v in leaves if v.numel()), default=0.0)
+    off = same(one, other)
+    modules = [p for p in runs.pipe.components.values() if isinstance(p, torch.nn.Module)]
+    dtypes = [next(m.parameters()).dtype for m in modules if any(True for _ in m.parameters())]
+    floats = [v.dtype for v in leaves] + dtypes
+    eps = max(torch.finfo(d).eps for d in floats if d.is_floating_point)
+    if off > _DRAWN * eps**0.5 * largest:
+        raise InputError(
+            f"{runs.name} makes its condition of random numbers, another for each seed (by "
+            f"{off:.2g}; a prior, as in Kandinsky 2.2, does so), so that none can be recorded for "
+            "a prompt; pass the pipeline that draws from given embeddings"
         )
 
 
