@@ -117,9 +117,9 @@ def look(runs: Runs, kind: type, table: Schedule) -> Look:
             f"and {len(two.latent)} for two, without guidance; memfold expects 1 and 2"
         )
     axes = batch_axes(one, two)
-    _check_drawn(runs, part(one, axes, 0, 1, PROBE), part(two, axes, 0, 2, PROBE))
     _check_shape(runs, whole)
     _check_constant(runs, whole)
+    _check_drawn(runs, part(one, axes, 0, 1, PROBE), part(two, axes, 0, 2, PROBE))
     output = _output(whole)
 
     def read(raw: Any) -> Tensor:

@@ -380,11 +380,16 @@ class TextToImage(Runs):
         )
 
     def _check_words(self, prompt: str, options: dict[str, Any]) -> None:
-        """Refuse words where the pipeline could not read them.
+        """Refuse words where the pipeline could not read them, or embeddings beside them.
 
         Raises:
-            InputError: it has no text encoder.
+            InputError: it has no text encoder, or both are given.
         """
+        if "prompt_embeds" in options and prompt not in ("", PROBE):
+            raise InputError(
+                f"{self.name} refuses its arguments: a prompt and prompt_embeds; give one of them "
+                '(beside embeddings the prompt is "")'
+            )
         if self.wordless and prompt not in ("", PROBE) and "prompt_embeds" not in options:
             raise InputError(self._no_words())
 
