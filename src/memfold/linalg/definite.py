@@ -13,6 +13,7 @@ Product = Callable[[Tensor, Tensor], Tensor]  # (v: (r, *d), rows: (r,)) -> (r, 
 
 _SYMMETRIC = 0.02  # |A - A^T| / |A + A^T|, Frobenius, above which A is not symmetric
 _ROUNDING = 1e-6  # of |W| |A W|, within which both parts are 0, as where signs miss all tangents
+_NOTHING = 1e-5  # |A W| / |W| below which signs see rounding alone: A is 0, or they miss its range
 _NEGATIVE = 0.02  # -smallest / largest Ritz value above which A is not positive semi-definite
 _DEPENDENT = 1e-4  # squared singular value below which a basis vector adds nothing
 
@@ -53,7 +54,8 @@ def diagnose(
     For random signs E (w_i^T A w_j)^2 = |A|_F^2 off the diagonal, so that the antisymmetric part of
     the k x k matrix W A W^T, against the symmetric one, estimates that of A. Where A passes, the
     smallest Ritz value on the span of W and A W is compared with the largest: two block Lanczos
-    steps, which show a bulk of small negative eigenvalues beside a few large positive ones.
+    steps, which show a bulk of small negative eigenvalues beside a few large positive ones. Where
+    signs miss all tangents, rounding is left, which tells nothing: the low-rank route stays open.
 
     Args:
         product: as in `trace`.
@@ -65,7 +67,8 @@ def diagnose(
     Returns:
         What was found, and the k products that it took where A looked symmetric.
     """
-    symmetric = looks_symmetric(probes, products)
+    missed = miss(probes, products)
+    symmetric = looks_symmetric(probes, products) | missed
     passed = symmetric.clone()
     basis, images = torch.zeros_like(products), torch.zeros_like(products)
     if symmetric.any():
@@ -76,9 +79,14 @@ def diagnose(
         values = _ritz(
             torch.cat([unit * probes[some], q], 1), torch.cat([unit * products[some], image], 1)
         )
-        passed[some] = values[:, 0] >= -_NEGATIVE * values[:, -1].abs()
+        passed[some] = (values[:, 0] >= -_NEGATIVE * values[:, -1].abs()) | missed[some]
         basis[some], images[some] = q, image
     return Look(passed, symmetric, basis, images)
+
+
+def miss(probes: Float[Tensor, "b k d"], products: Float[Tensor, "b k d"]) -> Bool[Tensor, " b"]:
+    """Tell whether probes see nothing of A but rounding, for A of order 1 as a Jacobian is."""
+    return products.flatten(1).norm(dim=1) <= _NOTHING * probes.flatten(1).norm(dim=1)
 
 
 def looks_symmetric(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memfold.tensors import rademacher_like, sphere_like
 
-from .definite import Product, apply
+from .definite import Product, apply, miss
 
 _AGREE = 30  # roundings of the sum's size within which random signs agree, and 1e-8 at least
 _DIAGONAL = 1e-3  # relative size of A w off the diagonal's below which A is diagonal
@@ -86,7 +86,7 @@ def settle(
     spent = torch.zeros_like(rows)
     size = (signs * products).abs().sum(2).amax(1)
     same = max(_AGREE * torch.finfo(size.dtype).eps, 1e-8)
-    doubtful = (stderr <= same * size).nonzero()[:, 0]
+    doubtful = ((stderr <= same * size) | miss(signs, products)).nonzero()[:, 0]
     if not len(doubtful):
         return value, stderr, spent
     k, some = signs.shape[1], x[doubtful]
