@@ -119,8 +119,9 @@ def jacobian_rank(
     bounds = torch.cat(open_ends).reshape(len(x), -1)
     if bounds.any():
         warn_unsettled(
-            f"{int(bounds.sum())} of {bounds.numel()} noised points have more than max_size = {most} "
-            f"eigenvalues above {threshold}: their LID is a lower bound; raise max_size"
+            f"{int(bounds.sum())} of {bounds.numel()} noised points have more than "
+            f"max_size = {most} eigenvalues above {threshold}: their LID is a lower bound; raise "
+            "max_size"
         )
     name = f"rank of J ({rule}, {n_noises} noises), {denoiser.space}"
     mean = mean_over_noises(torch.cat(each), len(x), sigma, name)
