@@ -25,7 +25,7 @@ const cells = (n) => [...document.querySelectorAll(`#table td:nth-child(${n})`)]
   .map((cell) => cell.textContent);
 const header = (key) => $(`th[data-key="${key}"]`);
 const press = (query) => $(query).click();
-const visible = () => [...document.querySelectorAll(".card")]
+const visible = () => [...document.querySelectorAll("#cards .card")]
   .filter((card) => getComputedStyle(card).display !== "none").length;
 found.start = $("#status").textContent;
 found.cards = [visible(), (press("#more-cards"), visible()), (press("#more-cards"), visible())];
