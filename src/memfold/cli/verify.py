@@ -32,7 +32,7 @@ def verify(
     differs = check(directory)
     if json_:
         print_json({"directory": directory, "differs": differs})
-    elif not quiet:
+    elif differs or not quiet:
         for line in differs or ["All as it was written: hashes, plan, parts, tables, report."]:
             typer.echo(printable(line))
     if differs:
