@@ -104,7 +104,7 @@ def test_the_command_line(root: Path, tmp_path: Path) -> None:
     assert "fails: c: d 1 [0.5, 2], wanted < 0" in done.stdout
     assert "1 hold, 0 open, 1 fail" in done.stdout
     broken = command(root, "broken", "--out", str(tmp_path / "out"))
-    assert broken.returncode == 1
+    assert broken.returncode == 70
     unknown = command(root, "circel")
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("memfold: no experiment 'circel'; there are broken, good")

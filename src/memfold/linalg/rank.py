@@ -106,7 +106,7 @@ def doubt(
 
     >>> import torch
     >>> doubt(torch.tensor([[1.0, 0.9, 0.05], [1.0, 0.6, 0.4]]), torch.tensor([2.0, 1.0]), 0.2, 0.8)
-    tensor([0.0000, 1.1547])
+    tensor([0.0000, 1.2910])
     """
     edges = values.nan_to_num(nan=-float("inf")).clamp(low, high).sort(1, descending=True).values
     ends = torch.full_like(edges[:, :1], high), torch.full_like(edges[:, :1], low)

@@ -98,10 +98,10 @@ class Runs:
             )
 
     def run(self, pipe: Any, *, gradients: bool = False, **arguments: Any) -> Any:
-        """Call a borrowed copy of the pipeline with the options of this object; return its images.
+        """Call the pipeline with the options of this object; return its images.
 
         Args:
-            pipe: the copy.
+            pipe: a borrowed copy, or the pipeline itself.
             gradients: leave out the pipeline's own torch.no_grad.
             arguments: of the pipeline.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from memfold.types import InputError
 
@@ -133,19 +134,23 @@ class _Constants(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call a function of several tensors with each parameter detached.
 
-        What takes a parameter alone may give back the parameter itself, as `.to` does.
+        What takes a parameter alone may give back the parameter itself, as `.to` does, or a part of
+        it, which is detached.
         """
-        kwargs = kwargs or {}
-        if sum(isinstance(v, torch.Tensor) for v in (*args, *kwargs.values())) < 2:
-            return func(*args, **kwargs)
-        return func(
-            *(self._constant(a) for a in args), **{k: self._constant(v) for k, v in kwargs.items()}
-        )
+        args, kwargs = tuple(args), kwargs or {}
+        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor)]
+        if len(given) < 2:
+            out = func(*args, **kwargs)
+            part = given and self._is_constant(given[0]) and isinstance(out, torch.Tensor)
+            return out.detach() if part and type(out) is not torch.nn.Parameter else out
+        args, kwargs = tree_map(self._constant, (args, kwargs))
+        return func(*args, **kwargs)
+
+    def _is_constant(self, value: Any) -> bool:
+        return type(value) is torch.nn.Parameter and id(value) not in self.given
 
     def _constant(self, value: Any) -> Any:
-        if type(value) is torch.nn.Parameter and id(value) not in self.given:
-            return value.detach()
-        return value
+        return value.detach() if self._is_constant(value) else value
 
 
 def adapters(pipe: Any) -> list[Any]:

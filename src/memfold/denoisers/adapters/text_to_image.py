@@ -282,7 +282,8 @@ class TextToImage(Runs):
             else:
                 kwargs[place] = value
         given = tree_leaves((args, kwargs))
-        with frozen(self.network, *given), own_calls():
+        hangs = any(isinstance(v, Tensor) and v.requires_grad for v in given)
+        with frozen(self.network, *given) if hangs else torch.no_grad(), own_calls():
             out = self.network(*args, **kwargs)
         return self.layout.prediction(out).to(z)
 
