@@ -94,7 +94,9 @@ def draw(model: TextToImage, captions: Sequence[str], seeds: Sequence[int] = (0,
             torch.Generator().manual_seed(seeds[i % len(seeds)]) for i in range(len(some))
         ]
         with model.quiet(), torch.no_grad():
-            x = model.run(model.pipe, prompt=some, generator=generators, output_type="latent", **RUN)
+            x = model.run(
+                model.pipe, prompt=some, generator=generators, output_type="latent", **RUN
+            )
         drawn.append(x.unflatten(0, (-1, len(seeds))))
     return torch.cat(drawn)
 
