@@ -52,6 +52,9 @@ def test_lid_prints_numbers_and_writes_files(
     grid = printed["sigmas"]
     assert grid == sorted(grid)
     assert printed["rows"]["sigmas"] == [grid] * 6
+    low, own, high = (printed["rows"][k] for k in ("knee_low", "knee", "knee_high"))
+    assert all(a <= b <= c for a, b, c in zip(low, own, high, strict=True))
+    assert {*low, *own, *high} <= set(grid)
     for name in ("curve", "curve_stderr"):
         assert [len(c) for c in printed["rows"][name]] == [len(grid)] * 6
     assert [json.loads(r["sigmas"]) for r in rows] == [grid] * 6

@@ -12,13 +12,15 @@ import torch
 
 from memfold.datasets.images import Images, load_images
 from memfold.files import csv_text, write_table, write_text
-from memfold.lid.scale import ESTIMATORS, knee, lid_curve
+from memfold.lid.scale import ESTIMATORS, knee, knee_interval, lid_curve
 from memfold.memorization.replicate import duplicate_groups
 from memfold.types import Curve, InputError
 
 from .checks import check
 from .data_side import neighbor_estimator
 from .inputs import load_images_model, read_for
+
+_KNEE = ("knee", "knee_low", "knee_high")
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ def model_lid(
         progress: show progress bars.
 
     Returns:
-        id, lid, stderr for each image, and its curve over the grid `sigmas`.
+        id, lid, stderr for each image; the knee of its own curve and the scales between which that
+        may lie; and the curve over the grid `sigmas`.
 
     Raises:
         InputError: with the value and the remedy.
@@ -105,10 +108,12 @@ def model_lid(
     estimate = ESTIMATORS[estimator](
         denoiser, x, sigma, n_noises=noises, generator=torch.Generator().manual_seed(seed)
     )
+    places = (knee(curve), *knee_interval(curve))
     table = {
         "id": list(found.ids[: len(x)]),
         "lid": estimate.lid.tolist(),
         "stderr": estimate.stderr.tolist(),
+        **{k: curve.sigmas[i].tolist() for k, i in zip(_KNEE, places, strict=True)},
         "sigmas": [curve.sigmas.tolist()] * len(x),
         "curve": curve.lid.tolist(),
         "curve_stderr": curve.stderr.tolist(),
