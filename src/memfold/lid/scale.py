@@ -143,8 +143,8 @@ def knee_interval(curve: Curve) -> tuple[Int[Tensor, " b"], Int[Tensor, " b"]]:
     >>> import torch
     >>> sigmas = torch.logspace(-2, 0, 9)
     >>> lid = torch.tensor([[90.0, 70.0, 50.0, 30.0, 10.0, 9.0, 8.0, 7.0, 6.0]])
-    >>> [int(i) for i in knee_interval(Curve(sigmas, lid, 0.5 * torch.ones(1, 9), "made up"))]
-    [3, 5]
+    >>> tuple(int(i) for i in knee_interval(Curve(sigmas, lid, torch.ones(1, 9) / 2, "made up")))
+    (3, 5)
     """
     below, u, span = _below_chord(curve)
     stray = curve.lid.diff(n=3, dim=1) / 20**0.5  # of noise with unit variance: 1

@@ -40,8 +40,8 @@ def freedom_taken(
     >>> x, ones, axes = torch.zeros(1, 8), torch.ones(3), torch.eye(8)[:, :3]
     >>> both = MixtureDenoiser([x[0], x[0]], [ones[:0], ones], [axes[:, :0], axes])
     >>> gaussian = GaussianDenoiser(x[0], ones, axes)  # under the condition "no copy"
-    >>> [round(float(flipd(model, x, 1e-3, at="x").lid)) for model in (both, gaussian)]
-    [0, 3]
+    >>> tuple(round(float(flipd(m, x, 1e-3, at="x").lid)) for m in (both, gaussian))
+    (0, 3)
     """
     around = shell(generation, sigma, generator)
     return around.trace("without") - around.trace("with")
